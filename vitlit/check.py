@@ -27,7 +27,7 @@ def relative_error(
     a, # value to judge: tensor, array or number
     b, # reference of the same shape
 )->float: # largest absolute deviation over the root mean square of `b`
-    "Measure the largest deviation of `a` from `b` in units of the typical size of `b`; NaN gives infinity, unlike shapes raise `AssertionError`."
+    "Measure the largest deviation of `a` from `b` in units of the typical size of `b`; NaN gives infinity, unlike shapes raise."
     a, b = (torch.as_tensor(v).detach().cpu() for v in (a, b))
     wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
     a, b = a.to(wide), b.to(wide)
@@ -104,7 +104,7 @@ def check_close(
     check_dtype:bool=True, # must the types agree?
     allow_empty:bool=False, # accept a comparison of nothing?
 ):
-    "Assert that `a` is close to `b`: same structure, shape, type and device, every value within tolerance; names the worst entry otherwise."
+    "Assert that `a` is close to `b` in structure, shape, type, device and every value; names the worst entry otherwise."
     if (rtol is None) != (atol is None): rtol, atol = rtol or 0., atol or 0.
     n = 0
     for where, p, q in _leaves(a, b, 'check_close'):
@@ -170,7 +170,7 @@ def check_grad(
     unused=(), # names of parameters that are allowed to take no part
     fast:bool=False, # one random direction per input instead of all entries
 ):
-    "Assert that autograd's derivatives of `fn` agree with difference quotients for inputs and parameters, and that every parameter is used."
+    "Assert that autograd's derivatives of `fn` agree with difference quotients, and that every parameter is used."
     module = copy.deepcopy(fn).double() if isinstance(fn, torch.nn.Module) else None
     params = {k: p.detach().requires_grad_() for k, p in module.named_parameters()} if module else {}
     varied = [i for i, v in enumerate(inputs) if isinstance(v, torch.Tensor) and v.is_floating_point()]
@@ -304,8 +304,10 @@ def check_summary(
 ):
     "Assert that `t` agrees with the summary `ref` within `rtol`."
     dev = deviation(t, ref)
-    if dev > rtol: raise AssertionError(f"check_summary: {name} deviates by {dev:.3g} (allowed {rtol:.3g}); "
-                                        f"shape {list(t.shape)} against {ref['shape']}, norm {float(t.detach().double().norm()):.12g} against {ref['l2']:.12g}")
+    if dev > rtol:
+        norm = float(t.detach().double().norm())
+        raise AssertionError(f"check_summary: {name} deviates by {dev:.3g} (allowed {rtol:.3g}); "
+                             f"shape {list(t.shape)} against {ref['shape']}, norm {norm:.12g} against {ref['l2']:.12g}")
 
 # %% ../nbs/base/01_check.ipynb #618836da
 def records_path()->Path:
@@ -328,7 +330,7 @@ class Reference(dict):
         return reference_input(self['tag'], self['batch'], self['size'], dtype=dtype)
 
     def __repr__(self):
-        return f"Reference({self.get('official_name', self.get('tag'))}: {self.get('source', 'no source')}, {self.get('params', 0):,} parameters)"
+        return f"Reference({self.get('official_name', self.get('tag'))}, {self.get('params', 0):,} parameters: {', '.join(self['outputs'])})"
 
 def load_record(
     name:str, # such as 'pit/pit_ti'
@@ -361,7 +363,7 @@ def check_record(
     outputs, tensors = got if isinstance(got, tuple) else (got, {})
     tensors = {'input': x, **tensors}
     norms = rec.get('grad_l2', {})
-    absent = [k for k in rec['outputs'] if k not in outputs and k not in skip] + [k for k in norms if k not in tensors and k not in skip]
+    absent = [k for names, ours in ((rec['outputs'], outputs), (norms, tensors)) for k in names if k not in ours and k not in skip]
     if absent: raise AssertionError(f"check_record: the record also holds {absent}; return them, or name them in `skip`")
     devs = {k: deviation(outputs[k], ref) for k, ref in rec['outputs'].items() if k not in skip}
     if 'loss' in rec and 'loss' not in skip:

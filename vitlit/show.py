@@ -29,7 +29,7 @@ def style(**extra):
     "Give matplotlib the house's look for as long as the context lasts; `extra` adds settings."
     settings = {'figure.dpi': 80, 'savefig.dpi': 80, 'font.size': 9, 'axes.titlesize': 9.5, 'axes.labelsize': 9, 'legend.fontsize': 8.5,
                 'xtick.labelsize': 8, 'ytick.labelsize': 8, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': False,
-                'axes.prop_cycle': mpl.cycler(color=COLORS), 'legend.frameon': False, 'lines.linewidth': 1.6, 'image.interpolation': 'nearest'}
+                'axes.prop_cycle': mpl.cycler(color=COLORS), 'legend.frameon': False, 'lines.linewidth': 1.6}
     settings |= extra
     before = {k: mpl.rcParams[k] for k in settings}              # not `rc_context`: it would also undo what a backend sets when it wakes up
     try:
@@ -63,19 +63,21 @@ def as_picture(
     std=None, # per channel, to undo a normalisation
 )->np.ndarray: # float64 in [0, 1], HW or HWC
     "Turn anything that is a picture into an array that matplotlib draws; raises `ValueError` when it is not one."
-    a = np.asarray(x.detach().cpu().float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x.cpu() if isinstance(x, torch.Tensor) else x)
+    tensor = isinstance(x, torch.Tensor)
+    a = np.asarray(x.detach().cpu().double() if tensor and x.is_floating_point() else x.cpu() if tensor else x)
     if a.ndim == 4 and a.shape[0] == 1: a = a[0]
     if a.ndim not in (2, 3): raise ValueError(f"A picture has two or three axes, got shape {a.shape}; draw a batch one by one.")
     if a.ndim == 3:
         last, first = a.shape[-1] in (1, 3, 4), a.shape[0] in (1, 3, 4)
         if not (last or first): raise ValueError(f"A picture has 1, 3 or 4 channels, first or last; got shape {a.shape}.")
-        if first and (isinstance(x, torch.Tensor) or not last): a = a.transpose(1, 2, 0)      # H W C
+        if first and (tensor or not last): a = a.transpose(1, 2, 0)      # H W C
         if a.shape[-1] == 1: a = a[..., 0]
     a = a / 255 if a.dtype == np.uint8 else a.astype(np.float64)
     if std is not None: a = a * np.asarray(std, dtype=np.float64)
     if mean is not None: a = a + np.asarray(mean, dtype=np.float64)
     if not (a.min() >= -0.01 and a.max() <= 1.01):
-        raise ValueError(f"A picture has values from 0 to 1, got {a.min():.3g} to {a.max():.3g}; give `mean` and `std` to undo a normalisation.")
+        raise ValueError(f"A picture has values from 0 to 1, got {a.min():.3g} to {a.max():.3g}; "
+                         "give `mean` and `std` to undo a normalisation.")
     return a.clip(0, 1)
 
 # %% ../nbs/base/03_show.ipynb #48c7f34b
@@ -104,7 +106,8 @@ def as_map(
     "Turn `m` into a two-dimensional array of finite numbers; raises `ValueError` otherwise."
     a = np.asarray(m.detach().cpu() if isinstance(m, torch.Tensor) else m, dtype=np.float64)
     if a.ndim != 2 or a.size == 0: raise ValueError(f"A map has two axes (height, width), got shape {a.shape}.")
-    if not np.isfinite(a).all(): raise ValueError(f"A map has finite values, this one has {(~np.isfinite(a)).sum()} that are NaN or infinite.")
+    odd = (~np.isfinite(a)).sum()
+    if odd: raise ValueError(f"A map has finite values, this one has {odd} that are NaN or infinite.")
     return a
 
 def shared_limits(
@@ -191,7 +194,7 @@ def plot_bars(
     values, # one height a bar, or a dict label: height
     labels=None, # names of the bars, the keys of a dict if None
     ax=None, # axes to draw on, new ones if None
-    ylabel:str='', # with the unit
+    xlabel:str='', # what the bars measure, with the unit
     title:str=None, # above the axes
     errors=None, # half-length of an error bar for each
     fmt:str='{:.3g}', # how the number on a bar is written
@@ -209,7 +212,7 @@ def plot_bars(
         ax.set_yticks(np.arange(len(values)), labels)
         ax.invert_yaxis()
         ax.margins(x=0.15)
-        ax.set_xlabel(ylabel)
+        ax.set_xlabel(xlabel)
         if title is not None: ax.set_title(title)
     return ax
 
@@ -245,7 +248,8 @@ def draw_boxes(
     "Draw a row of boxes to scale, with arrows between them: a model's stages, from its configuration."
     boxes = list(boxes)
     arrows = [''] * (len(boxes) - 1) if arrows is None else list(arrows)
-    if len(arrows) != len(boxes) - 1: raise ValueError(f"draw_boxes got {len(boxes)} boxes, so it needs {len(boxes) - 1} arrow texts, not {len(arrows)}.")
+    if len(arrows) != len(boxes) - 1:
+        raise ValueError(f"draw_boxes got {len(boxes)} boxes, so it needs {len(boxes) - 1} arrow texts, not {len(arrows)}.")
     ax = axes_grid(1, size=(1.9 * len(boxes), 2.6), frame=False)[0] if ax is None else ax
     side, deep = max(max(b.grid) for b in boxes), max(1, *(b.channels for b in boxes))
     gap, x, floor, top = 0.55, 0., -0.58, 0.5
