@@ -267,7 +267,11 @@ def lint_house(paths):
     for what, table in (('export the module', modules), ('have the page', pages)):
         for k, ps in table.items():
             if len(ps) > 1: yield f"{', '.join(str(p.relative_to(ROOT)) for p in ps)} {what} {k if isinstance(k, str) else k.stem}"
-    numbered = {d for p in paths for d in p.relative_to(NBS).parts[:-1] if re.match(r'\d', d)} if all(p.is_relative_to(NBS) for p in paths) else ()
+    numbered = {d for p in paths for d in p.relative_to(NBS).parts[:-1] if re.match(r'\d', d)}
+    listed = set(re.findall(r'href: ([\w/.-]+\.ipynb)', (NBS/'sidebar.yml').read_text()))
+    there = {p.relative_to(NBS).as_posix() for p in paths}
+    for p in sorted(there - listed): yield f'nbs/sidebar.yml lacks {p}'
+    for p in sorted(listed - there): yield f'nbs/sidebar.yml lists {p}, which does not exist'
     for d in numbered: yield f'the folder {d} begins with a number, so its links would be dead'
 
 def cmd_lint(args):
