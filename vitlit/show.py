@@ -241,7 +241,7 @@ def _draw_box(ax, box, x, h, w, d, cells=32):
 # %% ../nbs/base/03_show.ipynb #855dc67b
 def draw_boxes(
     boxes, # `Box`es from left to right
-    arrows=None, # texts on the arrows between them
+    arrows=None, # texts on the arrows between them; None in place of a text leaves the arrow out
     ax=None, # axes to draw on, new ones if None
     title:str=None, # above the schematic
 ): # the axes
@@ -261,7 +261,7 @@ def draw_boxes(
             size = f'{b.grid[0]} × {b.grid[1]}' + (f' × {b.channels}' if b.channels else '')
             ax.text(x + w / 2, floor, b.label, ha='center', va='top', fontweight='bold', fontsize=9)
             ax.text(x + w / 2, floor - 0.13, size + (f'\n{b.note}' if b.note else ''), ha='center', va='top', fontsize=8, color='#444444')
-            if i < len(arrows):
+            if i < len(arrows) and arrows[i] is not None:
                 ax.annotate('', (right + gap - 0.06, 0), (right + 0.06, 0), arrowprops=dict(arrowstyle='-|>', color='#444444'))
                 ax.text(right + gap / 2, 0.05, arrows[i], ha='center', va='bottom', fontsize=8, color='#444444')
             x = right + gap
