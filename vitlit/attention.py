@@ -19,7 +19,9 @@ from .layers import MatrixMixing, Mixing, TokenMixer
 class QKV(nn.Linear):
     "Queries, keys and values of tokens (B, N, C) by one linear map; keys stay on the tokens' own grid."
     def __init__(self, dim:int, bias:bool=True): super().__init__(dim, 3 * dim, bias=bias)
-    def forward(self, x, grid): return (*super().forward(x).chunk(3, dim=-1), grid)
+    def forward(self, x, grid):
+        q, k, v = super().forward(x).chunk(3, dim=-1)
+        return q, k, v, grid
 
 class Out(nn.Linear):
     "The output projection (B, N, C) -> (B, N, C): a linear map that is handed the grid."

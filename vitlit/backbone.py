@@ -136,9 +136,6 @@ class SpatialHead(TokenHead):
 # %% ../nbs/base/06_backbone.ipynb #5fc1f04b
 class Features:
     "timm's feature interface: `forward_intermediates`, `feature_info`, pruning. Maps are always (B, C, H, W) unless asked otherwise."
-    @property
-    def per_block(self): return len(self.stages) == 1                            # one stage: a tap after every block, as in timm's ViT
-
     def list_features(self):
         "timm's `feature_info`: channels, reduction and module of every tap."
         rows = []
@@ -177,6 +174,7 @@ class Features:
         if self.per_block: self.stages[0].blocks = self.stages[0].blocks[:last + 1]
         else: self.stages = self.stages[:last + 1]
         if prune_norm or (not self.per_block and not whole): self.norm = nn.Identity()
+        self.num_features = self.head_hidden_size = self.head.dim = self.stages[-1].dim
         if prune_head: self.reset_classifier(0, '')
         self.feature_info = self.feature_info[:last + 1]
         return take
@@ -247,6 +245,7 @@ class Backbone(Features, Editing, Tuning, nn.Module):
         self.tokens_hook = None                                                  # (x, grid) -> x between stem and embed, such as MixToken
         self.in_chans, self.num_classes = stem.proj.in_channels, head.num_classes
         self.num_features = self.head_hidden_size = stages[-1].dim
+        self.per_block = len(stages) == 1                                        # one stage: a tap after every block, as in timm's ViT
         self.spatial = isinstance(head, SpatialHead)                             # features as (B, C, H, W)
         self.feature_info = self.list_features()
         self.init_weights()
