@@ -35,7 +35,7 @@ class PiTPool(TokenMixer):
         image = self.conv(to_image(x, grid))
         y = to_tokens(image, self.fc(prefix))
         self.report(x=x, y=y, grid=grid)
-        return y, grid.resized(*image.shape[-2:])
+        return y, self.set_input_size(grid)
 
     def mixing(self, record, grad=None):
         "Row-normalised contributions of the patches; without `grad` their size, with it their part in the score. Prefix tokens pass."
@@ -62,7 +62,7 @@ class AveragePool(PiTPool):
         image = F.avg_pool2d(to_image(x, grid), 3, 2, 1, count_include_pad=False)
         y = to_tokens(image, prefix).repeat_interleave(self.copies, 2)
         self.report(x=x, y=y, grid=grid)
-        return y, grid.resized(*image.shape[-2:])
+        return y, self.set_input_size(grid)
 
     def mixing(self, record, grad=None):
         places = record.y.shape[1] - record.grid.num_prefix
