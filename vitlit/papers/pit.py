@@ -46,7 +46,7 @@ class PiTPool(TokenMixer):
         else: E = (Y * grad[:, P:].transpose(1, 2).unsqueeze(2)).unflatten(1, (self.heads, -1)).sum(2).relu().mean(1)
         return PrefixMixing(P, ConvMixing(E, record.grid.size, 3, stride=2, padding=1).normalised())
 
-register_part('transition', 'pit')(PiTPool)
+register_part('transition', 'pit')(PiTPool);
 
 # %% ../../nbs/papers/11_pit.ipynb #ccd87775
 @register_part('transition', 'average')
