@@ -108,7 +108,8 @@ class TokenHead(nn.Module):
         self.pool = pool
 
     def set_classes(self, num_classes):
-        if not isinstance(num_classes, int) or num_classes < 0: raise ValueError(f"num_classes is {num_classes!r}, but must be a whole number, 0 for features without a classifier.")
+        if not isinstance(num_classes, int) or num_classes < 0:
+            raise ValueError(f"num_classes is {num_classes!r}, but must be a whole number, 0 for features without a classifier.")
         self.num_classes = num_classes
         for name in ('fc', 'fc_dist')[:max(1, len(self.roles))]:
             setattr(self, name, nn.Linear(self.dim, num_classes) if num_classes else nn.Identity())
@@ -146,10 +147,12 @@ class Features:
             rows += [dict(num_chs=stage.dim, reduction=reduction, module=n) for n in names]
         return rows
 
-    def forward_intermediates(self, x, indices=None, return_prefix_tokens=False, norm=False, stop_early=False, output_fmt='NCHW', intermediates_only=False):
+    def forward_intermediates(self, x, indices=None, return_prefix_tokens=False, norm=False, stop_early=False, output_fmt='NCHW',
+                              intermediates_only=False):
         "Final features and the maps at `indices` of `feature_info`; with `return_prefix_tokens` each map comes with its prefix tokens (B, P, C)."
         if output_fmt not in ('NCHW', 'NLC'): raise ValueError(f"output_fmt is {output_fmt!r}, but must be 'NCHW' or 'NLC'.")
-        if norm and not self.per_block: raise ValueError("norm=True applies the final norm to every tap, which only a model of one stage allows; leave it False here.")
+        if norm and not self.per_block:
+            raise ValueError("norm=True applies the final norm to every tap, which only a model of one stage allows; leave it False here.")
         take, last = feature_take_indices(len(self.feature_info), indices)
         taps = []
         x, grid = self.forward_tokens(x)
@@ -193,7 +196,7 @@ class Editing:
         self.num_classes = num_classes
 
     def set_input_size(self, img_size):
-        "Take pictures of `img_size` (height, width) from now on; position tables are resized. ValueError, and no change, for a size the model cannot have."
+        "Take pictures of `img_size` (height, width) from now on; tables are resized. ValueError, and no change, for an impossible size."
         old = self.stem.img_size
         try: grid = self._resize(img_size)
         except ValueError: self._resize(old); raise
@@ -224,7 +227,8 @@ class Tuning:
 
     def set_distilled_training(self, enable:bool=True):
         "Return the pair (class logits, distillation logits) in training mode instead of their average."
-        if len(self.head.roles) != 2: raise ValueError("Only a model with a class and a distillation token can return the pair; build a '..._distilled' variant.")
+        if len(self.head.roles) != 2:
+            raise ValueError("Only a model with a class and a distillation token can return the pair; build a '..._distilled' variant.")
         self.head.distilled_training = enable
 
     def init_weights(self, mode:str=''):

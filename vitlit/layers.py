@@ -23,7 +23,8 @@ class Mixing:
     def dense(self):
         "The operator as matrices (B, M, N), one row at a time: for checks."
         one = self.ones()
-        return torch.stack([self.apply_transposed(torch.zeros_like(one).index_fill_(1, torch.tensor([i], device=one.device), 1.)) for i in range(one.shape[1])], 1)
+        rows = torch.eye(one.shape[1], dtype=one.dtype, device=one.device)
+        return torch.stack([self.apply_transposed(row.expand_as(one)) for row in rows], 1)
 
 class MatrixMixing(Mixing):
     "An operator given as matrices `E` (B, M, N)."
@@ -74,8 +75,9 @@ class TokenMixer(nn.Module):
         if self.recorder is not None: self.recorder.add(self, **facts)
 
     def mixing(self, record, grad=None):
-        "The `Mixing` of one reported move; with `grad`, the gradient of a score at `record.y`, each contribution counts by what it did for the score."
-        raise NotImplementedError(f"{type(self).__name__} does not say how it mixes tokens: give it a `mixing` method or teach explain with register_mixing.")
+        "The `Mixing` of one reported move; with `grad`, a score's gradient at `record.y`, contributions count by what they did for the score."
+        raise NotImplementedError(f"{type(self).__name__} does not say how it mixes tokens: "
+                                  "give it a `mixing` method or teach explain with register_mixing.")
 
 # %% ../nbs/base/04_layers.ipynb #0607ff56
 class PatchEmbed(nn.Module):
@@ -92,7 +94,9 @@ class PatchEmbed(nn.Module):
         "Take pictures of `img_size` from now on; returns the new grid."
         img_size = to_pair(img_size, 'img_size')
         geometry = self.geometry(img_size)
-        if min(geometry.grid) < 1: raise ValueError(f"img_size {img_size[0]}×{img_size[1]} is smaller than one {self.proj.kernel_size[0]}-pixel patch; give at least that many pixels per side.")
+        if min(geometry.grid) < 1:
+            raise ValueError(f"img_size {img_size[0]}×{img_size[1]} is smaller than one {self.proj.kernel_size[0]}-pixel patch; "
+                             "give at least that many pixels per side.")
         self.img_size, self.grid = img_size, Grid(*geometry.grid)
         return self.grid
 
@@ -110,10 +114,12 @@ class PatchEmbed(nn.Module):
 def check_image(image, in_chans, size):
     "Raise one sentence unless `image` is (B, `in_chans`, *`size`)."
     if image.ndim != 4 or image.shape[1] != in_chans:
-        raise ValueError(f"This model takes a batch of pictures (B, {in_chans}, {size[0]}, {size[1]}), but was given {tuple(image.shape)}; add the batch axis or build it with in_chans={image.shape[-3] if image.ndim > 2 else '...'}.")
+        raise ValueError(f"This model takes a batch of pictures (B, {in_chans}, {size[0]}, {size[1]}), but was given {tuple(image.shape)}; "
+                         f"add the batch axis or build it with in_chans={image.shape[-3] if image.ndim > 2 else '...'}.")
     if tuple(image.shape[-2:]) != tuple(size):
         h, w = image.shape[-2:]
-        raise ValueError(f"The picture is {h}×{w} pixels, but the model was built for {size[0]}×{size[1]}; resize the picture, or call model.set_input_size(({h}, {w})), or build it with img_size=({h}, {w}).")
+        raise ValueError(f"The picture is {h}×{w} pixels, but the model was built for {size[0]}×{size[1]}; resize the picture, "
+                         f"or call model.set_input_size(({h}, {w})), or build it with img_size=({h}, {w}).")
 
 # %% ../nbs/base/04_layers.ipynb #532ecd25
 class TokenEmbed(TokenMixer):

@@ -56,7 +56,8 @@ class Card:
         if tag and tag not in self.weights: raise ValueError(f"{self.name} has no weights tagged {tag!r}; {self.tags_sentence()}")
         source = dict(self.weights.get(tag, {}))
         if 'shipped' in source: source['file'] = str(files('vitlit')/'shipped'/source.pop('shipped'))
-        facts = {k: getattr(self, k) for k in ('num_classes', 'input_size', 'crop_pct', 'interpolation', 'mean', 'std', 'pool_size', 'first_conv', 'fixed_input_size')}
+        facts = {k: getattr(self, k) for k in ('num_classes', 'input_size', 'crop_pct', 'interpolation', 'mean', 'std', 'pool_size',
+                                               'first_conv', 'fixed_input_size')}
         classifier = self.classifier if len(self.classifier) > 1 else self.classifier[0]
         return PretrainedCfg(**(facts | dict(classifier=classifier, architecture=self.name, tag=tag, license=self.licence) | source))
 
@@ -69,7 +70,8 @@ _entries = {}
 def register(card:Card):
     "Decorator: file an entry function under its name with `card`; ignores definitions made in a notebook, refuses a name another module has."
     def file(fn):
-        if fn.__name__ != card.name: raise ValueError(f"The card is for {card.name!r}, but the function is called {fn.__name__!r}; give both one name.")
+        if fn.__name__ != card.name:
+            raise ValueError(f"The card is for {card.name!r}, but the function is called {fn.__name__!r}; give both one name.")
         fn.card = card
         if fn.__module__ == '__main__': return fn
         old = _entries.get(card.name)
@@ -94,7 +96,8 @@ def model_info(name:str):
 def model_entry(name:str):
     "The entry function of `name` ('pit_s' or 'pit_s.tag'); KeyError with near names if there is none."
     base = name.split('.')[0]
-    if base not in _entries: raise KeyError(f"There is no vitlit model {base!r}. {near(base, _entries) if _entries else 'Import vitlit.models first.'}")
+    if base not in _entries:
+        raise KeyError(f"There is no vitlit model {base!r}. {near(base, _entries) if _entries else 'Import vitlit.models first.'}")
     return _entries[base]
 
 def create_model(name:str, pretrained:bool=False, **kwargs):

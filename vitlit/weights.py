@@ -25,7 +25,9 @@ def read_state(source):
         path = Path(source)
         if not path.is_file(): raise FileNotFoundError(f"{path} is not a file; give the path of a .safetensors or .pth checkpoint.")
         try: source = safetensors.torch.load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
-        except Exception as e: raise ValueError(f"{path.name} cannot be read as a checkpoint ({type(e).__name__}); give a .safetensors file or a .pth file that holds tensors only, not pickled objects.") from e
+        except Exception as e:
+            raise ValueError(f"{path.name} cannot be read as a checkpoint ({type(e).__name__}); give a .safetensors file, "
+                             "or a .pth file that holds tensors only, not pickled objects.") from e
     if not isinstance(source, dict): raise ValueError(f"The checkpoint is a {type(source).__name__}, but must be a dictionary of tensors.")
     for key in _wrappers:
         if isinstance(source.get(key), dict): source = source[key]; break
@@ -95,9 +97,15 @@ def resize_table(table, embed, model):
     "A position table (1, P + N, C) of a square grid resized to the model's, and a note of both grids."
     side = math.isqrt(table.shape[1] - embed.entries)
     if side * side != table.shape[1] - embed.entries:
-        raise ValueError(f"The checkpoint's position table has {table.shape[1] - embed.entries} places, which is no square grid; build the model with the checkpoint's img_size, load, then call set_input_size.")
+        raise ValueError(f"The checkpoint's position table has {table.shape[1] - embed.entries} places, which is no square grid; "
+                         "build the model with the checkpoint's img_size, load, then call set_input_size.")
     return resample_abs_pos_embed(table, list(embed.grid.size), [side, side], embed.entries), f"{side}×{side} -> {embed.grid.h}×{embed.grid.w}"
 
+def _list(what, names):
+    names = sorted(names)
+    return f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}; " if names else ''
+
+# %% ../nbs/base/08_weights.ipynb #a4d127fa
 def load_official(model:nn.Module, source, strict:bool=True):
     "Load a published checkpoint (path or state dict) into `model`; returns a Report. ValueError, and an unchanged model, if it does not fit."
     state, report = convert(read_state(source), model)
@@ -105,22 +113,22 @@ def load_official(model:nn.Module, source, strict:bool=True):
     wrong = {k: (tuple(state[k].shape), tuple(own[k].shape)) for k in state.keys() & own.keys() if state[k].shape != own[k].shape}
     unknown, report.missing = sorted(state.keys() - own.keys()), sorted(own.keys() - state.keys() | wrong.keys())
     if strict and (wrong or unknown or report.missing):
-        raise ValueError(f"The checkpoint ({report.source} names) does not fit {type(model).__name__}: {_list('missing', set(report.missing) - wrong.keys())}{_list('unknown', unknown)}"
-                         f"{_list('of another shape', [f'{k} {a} instead of {b}' for k, (a, b) in wrong.items()])}build the variant that it belongs to, or pass strict=False to load the rest.")
+        shapes = [f'{k} {a} instead of {b}' for k, (a, b) in wrong.items()]
+        faults = _list('missing', set(report.missing) - wrong.keys()) + _list('unknown', unknown) + _list('of another shape', shapes)
+        raise ValueError(f"The checkpoint ({report.source} names) does not fit {type(model).__name__}: {faults}"
+                         "build the variant that it belongs to, or pass strict=False to load the rest.")
     report.left_out += unknown
     report.loaded = [k for k in state if k in own and k not in wrong]
-    if not report.loaded: raise ValueError(f"Nothing in the checkpoint has a name that {type(model).__name__} knows; its first names are {', '.join(list(state)[:3])}.")
+    if not report.loaded:
+        raise ValueError(f"Nothing in the checkpoint has a name that {type(model).__name__} knows; "
+                         f"its first names are {', '.join(list(state)[:3])}.")
     model.load_state_dict({k: state[k] for k in report.loaded}, strict=False)
     model.trained = True                                                         # relevance maps say so where this is missing
     return report
 
-def _list(what, names):
-    names = sorted(names)
-    return f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}; " if names else ''
-
 # %% ../nbs/base/08_weights.ipynb #eb5f48a8
 def save_weights(model:nn.Module, path, dtype=None):
-    "Write the state dict of `model` to `path` (.safetensors), floating tensors as `dtype`; the file is replaced in one step. Returns its size in bytes."
+    "Write the state dict of `model` to `path` (.safetensors), floats as `dtype`; the file is replaced in one step. Returns its bytes."
     path = Path(path)
     if path.suffix != '.safetensors': raise ValueError(f"{path.name} does not end in .safetensors, the only format that is written; rename it.")
     state = {k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous().cpu() for k, v in model.state_dict().items()}

@@ -93,8 +93,9 @@ class PiT(Backbone):
         stem = PatchEmbed(cfg.dims[0], cfg.patch, cfg.stride, in_chans=in_chans, img_size=img_size)
         embed = TokenEmbed(cfg.dims[0], stem.grid, roles, entries=0, drop=pos_drop_rate)
         def block(dim, heads, p):
-            return Block(token_mixer=Residual(mixer(dim, heads, attn_drop=attn_drop_rate, drop=proj_drop_rate), nn.LayerNorm(dim, eps=1e-6), drop_path=p),
-                         channel_mixer=Residual(channel(dim, cfg.mlp_ratio, drop=proj_drop_rate), nn.LayerNorm(dim, eps=1e-6), drop_path=p))
+            norm = lambda: nn.LayerNorm(dim, eps=1e-6)
+            return Block(token_mixer=Residual(mixer(dim, heads, attn_drop=attn_drop_rate, drop=proj_drop_rate), norm(), drop_path=p),
+                         channel_mixer=Residual(channel(dim, cfg.mlp_ratio, drop=proj_drop_rate), norm(), drop_path=p))
         stages, previous = [], None
         for dim, heads, rates in zip(cfg.dims, cfg.heads, drop_path_rates(drop_path_rate, cfg.depth, full=False)):
             stages.append(Stage([block(dim, heads, p) for p in rates], dim, transition(previous, dim, heads) if previous else None))
@@ -105,8 +106,9 @@ class PiT(Backbone):
     def checkpoint_filter(state, model): return convert(state, model)[0]
 
 # %% ../../nbs/papers/11_pit.ipynb #7ea0bff4
-_names = ((r'^patch_embed\.conv\.', 'stem.proj.'), (r'^cls_token$', 'embed.prefix'), (r'^pos_embed$', 'embed.table'), (r'^transformers\.(\d+)\.pool\.', r'stages.\1.transition.'),
-          (r'^pools\.(\d+)\.', lambda m: f'stages.{int(m[1]) + 1}.transition.'), (r'^transformers\.', 'stages.'), (r'\.norm1\.', '.token_mixer.norm.'),
+_names = ((r'^patch_embed\.conv\.', 'stem.proj.'), (r'^cls_token$', 'embed.prefix'), (r'^pos_embed$', 'embed.table'),
+          (r'^transformers\.(\d+)\.pool\.', r'stages.\1.transition.'), (r'^pools\.(\d+)\.', lambda m: f'stages.{int(m[1]) + 1}.transition.'),
+          (r'^transformers\.', 'stages.'), (r'\.norm1\.', '.token_mixer.norm.'),
           (r'\.attn\.qkv\.', '.token_mixer.op.project.'), (r'\.attn\.proj\.', '.token_mixer.op.out.'), (r'\.norm2\.', '.channel_mixer.norm.'),
           (r'\.mlp\.', '.channel_mixer.op.'), (r'^head\.(weight|bias)', r'head.fc.\1'), (r'^head_dist\.', 'head.fc_dist.'))
 _tensors = {'embed.table': lambda t, model: t.flatten(2).transpose(1, 2) if t.ndim == 4 else t}
@@ -117,10 +119,10 @@ variants = dict(ti=PiTConfig(32, (2, 4, 8)), xs=PiTConfig(48, (2, 4, 8)), s=PiTC
                 b=PiTConfig(64, (4, 8, 16), (3, 6, 4), patch=14, stride=7), micro=PiTConfig(16, (2, 4, 8), (2, 4, 1), patch=8, stride=4))
 
 def _card(name, params, macs, top1, notes=()):
-    distilled = name.endswith('distilled')
-    return Card(name, 'PiT', 'Rethinking Spatial Dimensions of Vision Transformers', 'https://arxiv.org/abs/2103.16302', 'naver-ai/pit@9d97a62', params=params, macs=macs, top1=top1,
-                notes=notes, slots=('mixer', 'channel', 'transition'), default_tag='in1k', weights=dict(in1k=dict(hf_hub_id=f"timm/{name.replace('_distilled', '')}{'_distilled' * distilled}_224.in1k")),
-                classifier=('head.fc', 'head.fc_dist') if distilled else ('head.fc',))
+    return Card(name, 'PiT', 'Rethinking Spatial Dimensions of Vision Transformers', 'https://arxiv.org/abs/2103.16302', 'naver-ai/pit@9d97a62',
+                params=params, macs=macs, top1=top1, notes=notes, slots=('mixer', 'channel', 'transition'),
+                weights=dict(in1k=dict(hf_hub_id=f'timm/{name}_224.in1k')), default_tag='in1k',
+                classifier=('head.fc', 'head.fc_dist') if name.endswith('distilled') else ('head.fc',))
 
 @register(_card('pit_ti', '4.9', '0.71', '73.0', ('The released network has 4,847,272 parameters, which rounds to 4.8 M; the README prints 4.9 M.',)))
 def pit_ti(pretrained:bool=False, **kwargs): return build_variant(PiT, pit_ti.card, variants['ti'], pretrained, **kwargs)
@@ -135,19 +137,24 @@ def pit_s(pretrained:bool=False, **kwargs): return build_variant(PiT, pit_s.card
 def pit_b(pretrained:bool=False, **kwargs): return build_variant(PiT, pit_b.card, variants['b'], pretrained, **kwargs)
 
 @register(_card('pit_ti_distilled', '', '0.71', '74.6'))
-def pit_ti_distilled(pretrained:bool=False, **kwargs): return build_variant(PiT, pit_ti_distilled.card, variants['ti'], pretrained, distilled=True, **kwargs)
+def pit_ti_distilled(pretrained:bool=False, **kwargs):
+    return build_variant(PiT, pit_ti_distilled.card, variants['ti'], pretrained, distilled=True, **kwargs)
 
 @register(_card('pit_xs_distilled', '', '1.4', '79.1'))
-def pit_xs_distilled(pretrained:bool=False, **kwargs): return build_variant(PiT, pit_xs_distilled.card, variants['xs'], pretrained, distilled=True, **kwargs)
+def pit_xs_distilled(pretrained:bool=False, **kwargs):
+    return build_variant(PiT, pit_xs_distilled.card, variants['xs'], pretrained, distilled=True, **kwargs)
 
 @register(_card('pit_s_distilled', '', '2.9', '81.9'))
-def pit_s_distilled(pretrained:bool=False, **kwargs): return build_variant(PiT, pit_s_distilled.card, variants['s'], pretrained, distilled=True, **kwargs)
+def pit_s_distilled(pretrained:bool=False, **kwargs):
+    return build_variant(PiT, pit_s_distilled.card, variants['s'], pretrained, distilled=True, **kwargs)
 
 @register(_card('pit_b_distilled', '', '12.5', '84.0'))
-def pit_b_distilled(pretrained:bool=False, **kwargs): return build_variant(PiT, pit_b_distilled.card, variants['b'], pretrained, distilled=True, **kwargs)
+def pit_b_distilled(pretrained:bool=False, **kwargs):
+    return build_variant(PiT, pit_b_distilled.card, variants['b'], pretrained, distilled=True, **kwargs)
 
 # %% ../../nbs/papers/11_pit.ipynb #cc1b89cc
-@register(Card('pit_micro', 'PiT', 'a small PiT for 32 to 64 pixel pictures, trained on the page about training', slots=('mixer', 'channel', 'transition'), default_tag='scenes',
+@register(Card('pit_micro', 'PiT', 'a small PiT for 32 to 64 pixel pictures, trained on the page about training',
+               slots=('mixer', 'channel', 'transition'), default_tag='scenes',
                weights=dict(scenes=dict(shipped='pit_micro.scenes.safetensors'), digits=dict(shipped='pit_micro.digits.safetensors', input_size=(3, 32, 32))),
                num_classes=10, input_size=(3, 64, 64), crop_pct=1., mean=(.5,)*3, std=(.5,)*3))
 def pit_micro(pretrained:bool=False, **kwargs): return build_variant(PiT, pit_micro.card, variants['micro'], pretrained, **kwargs)
