@@ -44,6 +44,16 @@ class ConvMixing(Mixing):
     def apply_transposed(self, r): return F.fold(self.E * r.unsqueeze(1), self.grid_in, **self.window).flatten(1)
     def ones(self): return self.E.new_ones(self.E.shape[0], self.E.shape[2])
 
+    @classmethod
+    def depthwise(cls, image, conv, grad=None, groups=1):
+        "What each tap of a depth-wise `conv` brought to each place: its size, or with `grad` (B, M, C') at the output its part in the score."
+        window = dict(kernel_size=conv.kernel_size, stride=conv.stride, padding=conv.padding)
+        taps = F.unfold(image, **window).unflatten(1, (image.shape[1], -1))      # B C K M
+        Y = taps.repeat_interleave(conv.out_channels // image.shape[1], 1) * conv.weight.flatten(1)[..., None]   # B C' K M
+        if grad is None: E = Y.abs().mean(1)
+        else: E = (Y * grad.transpose(1, 2).unsqueeze(2)).unflatten(1, (groups, -1)).sum(2).relu().mean(1)
+        return cls(E, image.shape[2:], *window.values())
+
     def normalised(self):
         "The same operator with rows that sum to one; a row without weight spreads evenly over its part of the picture."
         inside = F.unfold(self.E.new_ones(1, 1, *self.grid_in), **self.window)   # 1 K M: taps that hit the picture

@@ -40,11 +40,8 @@ class PiTPool(TokenMixer):
     def mixing(self, record, grad=None):
         "Row-normalised contributions of the patches; without `grad` their size, with it their part in the score. Prefix tokens pass."
         P = record.grid.num_prefix
-        taps = F.unfold(to_image(record.x, record.grid), 3, stride=2, padding=1).unflatten(1, (-1, 9))           # B C 9 M
-        Y = taps.repeat_interleave(self.conv.out_channels // taps.shape[1], 1) * self.conv.weight.flatten(1)[..., None]   # B 2C 9 M
-        if grad is None: E = Y.abs().mean(1)
-        else: E = (Y * grad[:, P:].transpose(1, 2).unsqueeze(2)).unflatten(1, (self.heads, -1)).sum(2).relu().mean(1)
-        return PrefixMixing(P, ConvMixing(E, record.grid.size, 3, stride=2, padding=1).normalised())
+        patches = ConvMixing.depthwise(to_image(record.x, record.grid), self.conv, None if grad is None else grad[:, P:], self.heads)
+        return PrefixMixing(P, patches.normalised())
 
 register_part('transition', 'pit')(PiTPool);
 
