@@ -42,7 +42,7 @@ class Rules:
     source: str # 'official', 'timm', ...
     mark: str # a pattern that only this source's names match
     names: tuple = ()
-    tensors: dict = field(default_factory=dict) # new name -> (tensor, model) -> tensor
+    tensors: dict = field(default_factory=dict) # pattern of new names -> (tensor, model) -> tensor
     merge: dict = field(default_factory=dict) # new name -> names of the tensors that are joined along axis 1 to make it
     drop: tuple = ()
 
@@ -86,7 +86,8 @@ def convert(state:dict, model:nn.Module):
         if any(re.search(p, name) for p in table.drop): report.left_out.append(name); continue
         new = table.rename(name)
         if new != name: report.renamed[name] = new
-        if new in table.tensors: t = table.tensors[new](t, model); report.reshaped.append(new)
+        for pattern, reshape in table.tensors.items():
+            if re.search(pattern, new): t = reshape(t, model); report.reshaped.append(new)
         out[new] = t
     embed = getattr(model, 'embed', None)
     if 'embed.table' in out and getattr(embed, 'table', None) is not None and out['embed.table'].shape[1] != embed.table.shape[1]:
