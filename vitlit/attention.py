@@ -121,6 +121,9 @@ class Attention(TokenMixer):
         self.out = out or Out(dim, dim)
         self.drop = nn.Dropout(drop)
 
+    @staticmethod
+    def unfit(card): return "its tokens are mixed by place, not by heads." if card.fixed_tokens else None   # what `build` asks
+
     def forward(self, x, grid):
         inner = grid
         if self.windows: x, inner = self.windows.pad(x, grid)
