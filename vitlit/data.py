@@ -152,7 +152,7 @@ class SceneSpec:
 
     def __post_init__(self):
         schedule(self.difficulty)
-        if min(to_pair(self.size)) < 32: raise ValueError(f"A scene needs 32 pixels a side or more for shapes to be told apart, got size={self.size}.")
+        if min(to_pair(self.size)) < 32: raise ValueError(f"A scene needs 32 pixels a side or more to tell shapes apart, got size={self.size}.")
         if self.split not in ('train', 'valid'): raise ValueError(f"split must be 'train' or 'valid', got {self.split!r}.")
         if not isinstance(self.seed, int) or self.seed < 0: raise ValueError(f"seed must be a whole number, 0 or more, got {self.seed!r}.")
         low, high = self.distractor_range
@@ -308,7 +308,8 @@ def load_picture(
 )->Image.Image: # mode RGB, upright
     "Read a picture as upright 8-bit RGB; transparent parts become white; raises `ValueError` with the name of the file."
     try:
-        img = source if isinstance(source, Image.Image) else Image.fromarray(source) if isinstance(source, np.ndarray) else Image.open(source)
+        if isinstance(source, np.ndarray): source = Image.fromarray(source)
+        img = source if isinstance(source, Image.Image) else Image.open(source)
         img = ImageOps.exif_transpose(img)                                               # reads the whole file
         if img.mode.startswith('I'): img = Image.fromarray((np.asarray(img) / 257).clip(0, 255).round().astype(np.uint8))    # 16 bits
         if img.mode in ('RGBA', 'LA', 'PA') or 'transparency' in img.info:
@@ -414,7 +415,8 @@ class Jitter(Transform):
             [math.radians(self.degrees), self.scale, 2 * self.shift, 2 * self.shift], device=x.device)[:, None]
         c, s = a.cos() * (1 + s), a.sin() * (1 + s)
         mat = torch.stack([c, -s * h / w, dx, s * w / h, c, dy], 1).view(n, 2, 3)
-        return TensorImage(F.grid_sample(flat, F.affine_grid(mat, x.shape, align_corners=False), padding_mode=self.pad, align_corners=False))
+        grid = F.affine_grid(mat, x.shape, align_corners=False)
+        return TensorImage(F.grid_sample(flat, grid, padding_mode=self.pad, align_corners=False))
 
 def digits(
     size:int=32, # pixels a side
@@ -443,7 +445,7 @@ def _split_files(path, split):
     if not path.is_dir(): raise ValueError(f"There is no folder {path}.")
     here = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith('.'))
     if not folder.is_dir():
-        raise ValueError(f"{path} has no split {split!r}, only {here or 'no folder at all'}; name the splits with train='...' and valid='...'.")
+        raise ValueError(f"{path} has no split {split!r}, it holds {here or 'no folder at all'}; name its splits with train='...' and valid='...'.")
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
     if not classes: raise ValueError(f"{folder} has no class folders; put the pictures of each class into a folder of its name.")
     return {c.name: sorted(f for f in get_image_files(c) if not f.name.startswith('.')) for c in classes}
@@ -452,7 +454,8 @@ def _check_classes(files):
     "Raise where a class is empty, or missing in one of the two splits of `files` (split: class: paths)."
     for split, classes in files.items():
         empty = [c for c, f in classes.items() if not f]
-        if empty: raise ValueError(f"Split {split!r} has no readable picture of {', '.join(map(repr, empty))}; add some or remove the class.")
+        if empty:
+            raise ValueError(f"Split {split!r} has no readable picture of {', '.join(map(repr, empty))}; add some or remove the class.")
     (a, first), (b, second) = files.items()
     only = [f"{sorted(set(p) - set(q))} only in {s!r}" for s, p, q in ((a, first, second), (b, second, first)) if set(p) - set(q)]
     if only: raise ValueError(f"Both splits need the same classes, but {' and '.join(only)}.")
@@ -463,8 +466,9 @@ def _unreadable(files):
         try: load_picture(f)
         except ValueError as e: return str(e.__cause__ or e)
     with ThreadPoolExecutor() as pool:
-        reasons = list(progress_bar(pool.map(look, files), total=len(files), display=len(files) >= 1000, leave=False))
-    return {f: r for f, r in zip(files, reasons) if r is not None}
+        reasons = pool.map(look, files)
+        if len(files) > 1000: reasons = progress_bar(reasons, total=len(files), leave=False)
+        return {f: r for f, r in zip(files, reasons) if r is not None}
 
 # %% ../nbs/train/20_data.ipynb #dd67b6ea
 class PictureFolder(Labelled):
