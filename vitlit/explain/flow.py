@@ -257,6 +257,6 @@ def _as_tokens(t, grid):
     return t.flatten(1, 2)
 
 def _nobody(model):
-    names = sorted({type(m).__name__ for m in model.modules() if 'att' in type(m).__name__.lower()})
+    names = sorted({type(m).__name__ for m in model.modules() if 'attn' in type(m).__name__.lower() or 'attention' in type(m).__name__.lower()})
     return (f"No layer of {type(model).__name__} says how it mixes tokens; teach its class{' ' + ' or '.join(names) if names else ''} with "
             "register_mixing, or take method='integrated_gradients', which needs nothing.")

@@ -205,8 +205,8 @@ def explain(
     if not isinstance(x, Tensor) or x.ndim != 4:
         raise ValueError(f"explain takes pictures (B, C, H, W), but was given {_shape(x)}; add the batch axis with x[None].")
     if len(x) > 1 and getattr(getattr(model, 'card', None), 'batch_coupled', False): return _one_by_one(model, x, target, method, trained, options)
-    score = Score(target)
-    with undisturbed(model): found = methods[method](model, x.detach().clone(), score, **options)
+    score, x = Score(target), x.detach().as_subclass(Tensor)                     # fastai's pictures are tensors that answer in their own way
+    with undisturbed(model): found = methods[method](model, x.clone(), score, **options)
     found['notes']['trained'] = getattr(model, 'trained', None) if trained is None else trained
     return Attribution(method=method, target=score.target, **found)
 
