@@ -152,7 +152,7 @@ class SceneSpec:
 
     def __post_init__(self):
         schedule(self.difficulty)
-        if min(to_pair(self.size)) < 32: raise ValueError(f"A scene needs 32 pixels a side or more to tell shapes apart, got size={self.size}.")
+        if min(to_pair(self.size)) < 32: raise ValueError(f"A scene needs 32 pixels a side or more, got size={self.size}.")
         if self.split not in ('train', 'valid'): raise ValueError(f"split must be 'train' or 'valid', got {self.split!r}.")
         if not isinstance(self.seed, int) or self.seed < 0: raise ValueError(f"seed must be a whole number, 0 or more, got {self.seed!r}.")
         low, high = self.distractor_range
@@ -445,7 +445,7 @@ def _split_files(path, split):
     if not path.is_dir(): raise ValueError(f"There is no folder {path}.")
     here = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith('.'))
     if not folder.is_dir():
-        raise ValueError(f"{path} has no split {split!r}, it holds {here or 'no folder at all'}; name its splits with train='...' and valid='...'.")
+        raise ValueError(f"{path} has no split {split!r}, only {here or 'no folders'}; name its splits with train=... and valid=... .")
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
     if not classes: raise ValueError(f"{folder} has no class folders; put the pictures of each class into a folder of its name.")
     return {c.name: sorted(f for f in get_image_files(c) if not f.name.startswith('.')) for c in classes}
