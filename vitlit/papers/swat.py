@@ -6,7 +6,7 @@
 __all__ = ['variants', 'StructuredEmbed', 'structure_index', 'StructuredLinear', 'StructuredQKV', 'StructuredMLP',
            'StructuredTokenMLP', 'StructuredMerging', 'SWATViTConfig', 'structured_attention', 'SWATViT', 'swat_vit_ti',
            'swat_vit_s', 'swat_vit_b32', 'SWATMixerConfig', 'SWATMixer', 'SWATResMLP', 'swat_mixer_ti', 'swat_mixer_s',
-           'swat_mixer_b32', 'swat_resmlp_s12']
+           'swat_mixer_b32', 'swat_resmlp_s12', 'SWATSwinConfig', 'SWATSwin', 'swat_swin_t', 'swat_swin_s']
 
 # %% ../../nbs/papers/12_swat.ipynb #10896b41
 import torch, torch.nn.functional as F
@@ -20,6 +20,7 @@ from ..backbone import Residual
 from ..core import Geometry, Grid, to_image, to_pair, to_tokens
 from ..layers import ConvMixing, MatrixMixing, TokenMixer, check_image
 from .mixer import MixerConfig, MLPMixer, PlaceMixer, ResMLP
+from .swin import Swin, SwinConfig
 from .vit import ViT, ViTConfig
 from ..registry import Card, build_variant, register, register_part
 from ..weights import Rules
@@ -236,7 +237,7 @@ class SWATViT(ViT):
 # %% ../../nbs/papers/12_swat.ipynb #8f544c50
 _squeeze = {r'channel_mixer\.op\.fc\d\.weight$': lambda t, model: t.flatten(1)}
 _blocks = ((r'\.attn\.qkv_linear\.', '.token_mixer.op.project.linear.'), (r'\.attn\.proj_linear\.', '.token_mixer.op.out.linear.'),
-           (r'\.norm1\.', '.token_mixer.norm.'), (r'\.norm2\.', '.channel_mixer.norm.'), (r'\.mlp\.fc3\.', '.channel_mixer.op.conv.'),
+           (r'(?<!stem)\.norm1\.', '.token_mixer.norm.'), (r'(?<!stem)\.norm2\.', '.channel_mixer.norm.'), (r'\.mlp\.fc3\.', '.channel_mixer.op.conv.'),
            (r'\.mlp\.', '.channel_mixer.op.'), (r'^head\.(weight|bias)', r'head.fc.\1'))
 _stem = ((r'\.pos_embed2$', '.table'), (r'\.proj21\.', '.proj.'), (r'\.proj22\.', '.conv.'), (r'^(patch_embed|stem)\.', 'stem.'))
 SWATViT.rules = (Rules('official', r'\.attn\.qkv_linear\.', (*_stem, (r'^pos_embed$', 'embed.table'), (r'^blocks\.', 'stages.0.blocks.'), *_blocks,
@@ -320,3 +321,52 @@ def swat_mixer_b32(pretrained:bool=False, **kwargs):
 @register(_card('swat_resmlp_s12', '15.7', '3.1', '77.5', size_multiple=16, fixed_tokens=True))
 def swat_resmlp_s12(pretrained:bool=False, **kwargs):
     return build_variant(SWATResMLP, swat_resmlp_s12.card, variants['resmlp_s12'], pretrained, **kwargs)
+
+# %% ../../nbs/papers/12_swat.ipynb #c9acc7c0
+@dataclass(frozen=True)
+class SWATSwinConfig(SwinConfig):
+    "A Swin whose tokens keep inner pictures; one entry a stage."
+    inner: tuple = (2, 4, 8, 16) # side of the picture inside a token
+    kernels: tuple = (1, 1, 3, 5) # of the convolution within tokens
+    mlp_kernels: tuple = (5, 5, 5, 3) # of the convolution among tokens
+    merge_kernels: tuple = (3, 5, 9) # of the merging after each stage but the last
+    hidden: int = 128 # channels between the two convolutions of the stem
+
+class SWATSwin(Swin):
+    "SWAT in a Swin: structure-aware stem, attention in unshifted blocks, perceptron and merging."
+    def __init__(self, cfg:SWATSwinConfig, tokenization:bool=True, within:str='mean', among:bool=True, merged:bool=True, **options):
+        channels, last = [dim // r**2 for dim, r in zip(cfg.dims, cfg.inner)], cfg.dims[-1]
+        def stem(dim, patch, norm=None, **kw):
+            return StructuredEmbed(channels[0], cfg.inner[0], cfg.hidden, 2, patch // (2 * cfg.inner[0]), table=False, norm=nn.LayerNorm, **kw)
+        def mixer(dim, heads, windows, **kw):
+            s = cfg.dims.index(dim)
+            if windows.shift and dim != last: return Attention(dim, heads, windows=windows, **kw)
+            return structured_attention(channels[s], cfg.inner[s], cfg.kernels[s], within, merged, heads=heads, windows=windows, **kw)
+        def channel(dim, ratio, **kw): return StructuredMLP(dim, ratio, kernel=cfg.mlp_kernels[cfg.dims.index(dim)], **kw)
+        def transition(dim, dim_out, heads=1):
+            s = cfg.dims.index(dim)
+            return StructuredMerging(channels[s], cfg.inner[s], cfg.merge_kernels[s])
+        slots = dict(stem=stem, transition=transition) if tokenization else {}
+        if within != 'linear': slots['mixer'] = mixer
+        if among: slots['channel'] = channel
+        super().__init__(cfg, **(slots | options))
+
+def _structured(m, name): return f"stages.{m[1]}.blocks.{m[2]}.token_mixer.op.{name}.{'conv.' if int(m[2]) % 2 == 0 or m[1] == '3' else ''}"
+
+SWATSwin.rules = (Rules('official', r'^layers\.\d+\.downsample\.', (
+    (r'^patch_embed\.norm2\.', 'stem.norm1.'), (r'^patch_embed\.norm\.', 'stem.norm2.'), *_stem,
+    (r'^layers\.(\d+)\.downsample\.reduction\.', lambda m: f'stages.{int(m[1]) + 1}.transition.conv.'),
+    (r'^layers\.(\d+)\.downsample\.', lambda m: f'stages.{int(m[1]) + 1}.transition.'),
+    (r'^layers\.(\d)\.blocks\.(\d+)\.attn\.qkv\.', lambda m: _structured(m, 'project')),
+    (r'^layers\.(\d)\.blocks\.(\d+)\.attn\.proj\.', lambda m: _structured(m, 'out')),
+    (r'^layers\.', 'stages.'), (r'\.attn\.relative_position_bias_table$', '.token_mixer.op.bias.table'), *_blocks), _squeeze,
+    drop=(r'relative_position_index$', r'attn_mask$')),)
+
+# %% ../../nbs/papers/12_swat.ipynb #69fd1d56
+variants |= dict(swin_t=SWATSwinConfig(96), swin_s=SWATSwinConfig(96, (2, 2, 18, 2)))
+
+@register(_card('swat_swin_t', '27.1', '4.7', '81.7', size_multiple=32, pool_size=(7, 7)))
+def swat_swin_t(pretrained:bool=False, **kwargs): return build_variant(SWATSwin, swat_swin_t.card, variants['swin_t'], pretrained, **kwargs)
+
+@register(_card('swat_swin_s', '49.0', '9.0', '83.3', size_multiple=32, pool_size=(7, 7)))
+def swat_swin_s(pretrained:bool=False, **kwargs): return build_variant(SWATSwin, swat_swin_s.card, variants['swin_s'], pretrained, **kwargs)
