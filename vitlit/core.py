@@ -6,7 +6,7 @@
 __all__ = ['Grid', 'split_prefix', 'to_image', 'to_tokens', 'Geometry', 'to_pair', 'near', 'seeded', 'atomic_path', 'environment']
 
 # %% ../nbs/base/02_core.ipynb #261a07d6
-import difflib, importlib.metadata, os, platform, random, tempfile
+import difflib, importlib.metadata, os, platform, random, subprocess, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -119,10 +119,15 @@ def _umask():
 
 # %% ../nbs/base/02_core.ipynb #a6086c00
 def environment():
-    "Versions, processor count and device, as a dictionary for reports."
+    "Versions, commit (inside a git checkout), processor count and device, as a dictionary for reports."
     def version(name):
         try: return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError: return None
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
     return dict(python=platform.python_version(), machine=platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(),
-                device=device, **{k: version(k) for k in ('vitlit', 'torch', 'timm', 'fastai', 'captum')})
+                device=device, commit=_commit(), **{k: version(k) for k in ('vitlit', 'torch', 'timm', 'fastai', 'captum')})
+
+
+def _commit():
+    try: return subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError): return None
