@@ -165,16 +165,18 @@ def _card(name, **kw):
 @register(_card('mixer_ti', notes=("Defined by SWAT, whose figure shows it at 5.1 M parameters, 1.0 G multiply-adds and 68.3 %.",)))
 def mixer_ti(pretrained:bool=False, **kwargs): return build_variant(MLPMixer, mixer_ti.card, variants['ti'], pretrained, **kwargs)
 
-_notes = lambda top1: ("The paper counts without the classifier.", f"SWAT's figure shows it at {top1} %, trained on ImageNet-1k alone.")
+def _notes(params, top1):
+    return f'The paper prints {params} M, without the classifier.', f"SWAT's figure shows it at {top1} %, trained on ImageNet-1k alone."
 
-@register(_card('mixer_s', params='18', notes=_notes(75.7)))
+@register(_card('mixer_s', notes=_notes(18, 75.7)))
 def mixer_s(pretrained:bool=False, **kwargs): return build_variant(MLPMixer, mixer_s.card, variants['s'], pretrained, **kwargs)
 
-@register(_card('mixer_b32', params='60', notes=_notes(75.5)))
+@register(_card('mixer_b32', notes=_notes(60, 75.5)))
 def mixer_b32(pretrained:bool=False, **kwargs): return build_variant(MLPMixer, mixer_b32.card, variants['b32'], pretrained, **kwargs)
 
 @register(_card('resmlp_s12', family='ResMLP', paper='ResMLP: Feedforward networks for image classification with data-efficient training',
-                url='https://arxiv.org/abs/2105.03404', repo='facebookresearch/deit', params='15', macs='3.0', top1='76.6', default_tag='fb_in1k',
+                url='https://arxiv.org/abs/2105.03404', repo='facebookresearch/deit', params='15', macs='3.0', top1='76.6',
+                default_tag='fb_in1k',
                 weights={t: dict(hf_hub_id=f'timm/resmlp_12_224.{t}') for t in ('fb_in1k', 'fb_distilled_in1k')},
                 mean=(.485, .456, .406), std=(.229, .224, .225), notes=("The README prints 77.8 %, for the distilled weights.",)))
 def resmlp_s12(pretrained:bool=False, **kwargs): return build_variant(ResMLP, resmlp_s12.card, variants['s12'], pretrained, **kwargs)
