@@ -53,9 +53,10 @@ class Recipe:
     notes: tuple = () # what does not fit into a field
 
     def __post_init__(self):
-        if not (self.lr > 0 and self.epochs > 0): raise ValueError(f"lr is {self.lr} and epochs is {self.epochs}, but both must be positive.")
+        if not (self.lr > 0 and self.epochs > 0):
+            raise ValueError(f"lr is {self.lr} and epochs is {self.epochs}, but both must be positive.")
         if not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(f"warmup_epochs is {self.warmup_epochs}, but the warm-up takes between none and less than all of the {self.epochs} epochs.")
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs}, but must be 0 or more and leave some of the {self.epochs} epochs.")
 
 # %% ../nbs/train/24_recipes.ipynb #c7c69185
 @patch
@@ -69,8 +70,9 @@ def replace(self:Recipe, **changes) -> Recipe:
 @patch
 def diff(self:Recipe, other:Recipe) -> dict:
     "The fields that differ, name and prose aside: {field: (mine, the other's)}."
-    pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self) if f.name not in ('name', 'source', 'notes')}
-    return {k: (a, b) for k, (a, b) in pairs.items() if a != b}
+    names = [f.name for f in dataclasses.fields(self) if f.name not in ('name', 'source', 'notes')]
+    pairs = {n: (getattr(self, n), getattr(other, n)) for n in names}
+    return {n: (a, b) for n, (a, b) in pairs.items() if a != b}
 
 @patch
 def to_json(self:Recipe) -> str:
@@ -84,16 +86,18 @@ def from_json(cls:Recipe, text:str) -> Recipe:
 
 # %% ../nbs/train/24_recipes.ipynb #a2e41cd1
 _deit = Recipe('deit', source='facebookresearch/deit@7e160fe, main.py and losses.py',
-               notes=('color_jitter was 0.4 in the logs of 2021 (facebookresearch/deit#16)', 'the average of the weights was kept, but not evaluated'))
-_pit = dict(opt='adamp', source='naver-ai/pit#2 (the author: DeiT with three differences), naver-ai/pit#3 (a batch of 1024, as a user tried it)')
+               notes=('color_jitter was 0.4 in the logs of 2021 (facebookresearch/deit#16)',
+                      'the average of the weights was kept, but not evaluated'))
+_pit = dict(opt='adamp', source='naver-ai/pit#2 (the author: DeiT with three differences), naver-ai/pit#3 (batch 1024, as a user tried it)')
 
 recipes = dict(
     deit = _deit,
     pit = _deit.replace(name='pit', repeated_augmentation=False, **_pit),
     pit_b = _deit.replace(name='pit_b', warmup_epochs=10, **_pit),
-    micro = Recipe('micro', lr=2e-3, lr_batch=64, batch=64, clip=1., epochs=30, warmup_epochs=3, warmup_lr=1e-5, min_lr=1e-5, scale_ends=True, shifted=True,
-                   per_step=True, drop_path=0., mixup=0., cutmix=0., mix_prob=0., ema=None, rand_augment='', color_jitter=0., crop_scale=(1., 1.), erasing=0.,
-                   repeated_augmentation=False, crop_pct=1., source='vitlit: chosen on the page about the learner'),
+    micro = Recipe('micro', lr=2e-3, lr_batch=64, batch=64, clip=1., epochs=30, warmup_epochs=3, warmup_lr=1e-5, min_lr=1e-5,
+                   scale_ends=True, shifted=True, per_step=True, drop_path=0., mixup=0., cutmix=0., mix_prob=0., ema=None,
+                   rand_augment='', color_jitter=0., crop_scale=(1., 1.), erasing=0., repeated_augmentation=False, crop_pct=1.,
+                   source='vitlit: tried on the page about the learner'),
 )
 
 def get_recipe(recipe) -> Recipe:
