@@ -96,6 +96,12 @@ class WindowMixing(Mixing):
     def apply_transposed(self, r): return self.each(r, lambda t: t @ self.E)
     def ones(self): return self.E.new_ones(self.E.shape[0], self.grid.patches)
 
+    def normalised(self):
+        "The same operator with rows that sum to one over the tokens of the grid, padding left out."
+        real, inner = self.windows.pad(self.E.new_ones(1, self.grid.patches, 1), self.grid)
+        E = self.E * self.windows.split(real.unsqueeze(1), inner).transpose(-2, -1)                     # B windows n n
+        return WindowMixing(E / E.sum(-1, keepdim=True).clamp_min(torch.finfo(E.dtype).tiny), self.windows, self.grid)
+
 # %% ../nbs/base/05_attention.ipynb #083029f2
 class WeightedMixer(TokenMixer):
     "Token mixing by weighted means of values: the weights of queries and keys, and the operator that they amount to. `Attention` adds the rest."
@@ -115,8 +121,9 @@ class WeightedMixer(TokenMixer):
             g = grad.unflatten(-1, (self.heads, -1)).transpose(1, 2)             # B heads Nq d
             if self.windows: g = self.windows.split(g, record.padded)
             A = (A * (g @ record.v.transpose(-2, -1))).relu()
-        if self.windows: return WindowMixing(A.unflatten(1, (-1, self.heads)).mean(2), self.windows, record.grid)
-        return MatrixMixing(A.mean(1))
+        if not self.windows: return MatrixMixing(A.mean(1))
+        mixing = WindowMixing(A.unflatten(1, (-1, self.heads)).mean(2), self.windows, record.grid)
+        return mixing if grad is not None or record.padded == record.grid else mixing.normalised()
 
 # %% ../nbs/base/05_attention.ipynb #24abbd18
 class Attention(WeightedMixer):
