@@ -51,6 +51,7 @@ def show_maps(
     mean=None, # per channel, to undo the pictures' normalisation
     std=None, # per channel, to undo the pictures' normalisation
     size=2.3, # width and height of one axes in inches, or one number for both
+    ncols:int=None, # axes in a row, a multiple of what one picture takes; one picture a row if None
     **kwargs, # for `show_map`
 )->list: # axes, row by row: the picture, then its maps
     "Draw pictures beside their maps, a row for each picture and a column for each attribution."
@@ -58,7 +59,7 @@ def show_maps(
     odd = [f'{a.method} ({len(a)})' for a in attributions if len(a) != len(pictures)]
     if odd or not attributions:
         raise ValueError(f"show_maps got {len(pictures)} pictures and {', '.join(odd) or 'no attribution'}; each must have one map a picture.")
-    axs = axes_grid(len(pictures) * (1 + len(attributions)), ncols=1 + len(attributions), size=size)
+    axs = axes_grid(len(pictures) * (1 + len(attributions)), ncols=ncols or 1 + len(attributions), size=size)
     for n, ax in enumerate(axs):
         i, k = divmod(n, 1 + len(attributions))
         if k == 0: show_image(pictures[i], ax, title='explained: ' + (_of_class(attributions[0][i], classes)[4:] or 'own score'), mean=mean, std=std)

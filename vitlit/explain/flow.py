@@ -159,7 +159,7 @@ def _ratio(f, x, *args, **kwargs):
     "x · (f(x)/x), the ratio held fixed; f must vanish at zero."
     x0 = x.detach()
     safe = torch.where(x0 == 0, 1, x0)
-    return x * torch.where(x0 == 0, 0, f(x0, *args, **kwargs) / safe)
+    return x * torch.where(x0 == 0, 0, f(x0.clone(), *args, **kwargs) / safe)   # a copy: f may work in place
 
 def _layer_norm(x, shape, weight=None, bias=None, eps=1e-5):
     dims = tuple(range(-len(shape), 0))
