@@ -122,22 +122,26 @@ def refuses_unknown_keywords(case):
     "A keyword that does not exist raises TypeError and is named."
     check_raises(lambda: case.make(device='meta', no_such_option=1), TypeError, 'no_such_option')
 
+def _agrees(count, unit, printed, told, notes):
+    "A remark on a published count; AssertionError where the count is another and no note says which one it is."
+    remark = f'{count:.3f} {unit}, published {printed} {unit}'
+    if rounds_to(count, printed) or unit == 'G' and abs(count / float(printed) - 1) < .02: return remark
+    require(any(told in note for note in notes), f"{remark}, and no note on the card says '{told}'")
+    return remark + ', see its card'
+
 @promise('meta')
 def parameters_as_published(case):
-    "The number of parameters rounds to the published digits, or the card says why not."
+    "The number of parameters rounds to the published digits, or a note on the card states the true number."
     if not case.trait('params'): raise NotApplicable('no figure was published')
-    count, printed = count_parameters(case.meta) / 1e6, case.card.params
-    if rounds_to(count, printed): return f'{count:.3f} M, published {printed} M'
-    require(any('parameters' in note for note in case.card.notes) and abs(count / float(printed) - 1) < .02, f'{count:.3f} M, published {printed} M')
-    return f'{count:.3f} M, published {printed} M, see its card'
+    count = count_parameters(case.meta)
+    return _agrees(count / 1e6, 'M', case.card.params, f'{count:,} parameters', case.card.notes)
 
 @promise('meta')
 def multiply_adds_as_published(case):
-    "Multiply-adds of one picture agree with the published figure to 2 % or to its digits."
+    "Multiply-adds of one picture agree with the published figure to 2 % or to its digits, or a note on the card states the true number."
     if not case.trait('macs'): raise NotApplicable('no figure was published')
-    count, printed = multiply_adds(case.meta, case.card.input_size[1:]) / 1e9, case.card.macs
-    require(rounds_to(count, printed) or abs(count / float(printed) - 1) < .02, f'{count:.3f} G, published {printed} G')
-    return f'{count:.3f} G, published {printed} G'
+    count = multiply_adds(case.meta, case.card.input_size[1:]) / 1e9
+    return _agrees(count, 'G', case.card.macs, f'{count:.2f} G multiply-adds', case.card.notes)
 
 # %% ../nbs/papers/19a_conformance.ipynb #e1ae1f45
 @promise('meta')
@@ -169,7 +173,7 @@ def card_tells_the_truth(case):
 @promise('meta')
 def known_to_timm(case):
     "timm.create_model gives the same model under the same name."
-    if case.card is None or case.card.name != case.name: raise NotApplicable('it is not registered')
+    if case.card is None or case.card.name != case.name or case.make.__module__ == '__main__': raise NotApplicable('it is not registered')
     require(timm.is_model(case.name), 'timm does not know the name')
     twin = timm.create_model(case.name, device='meta')
     require(type(twin) is type(case.meta), f"timm builds a {type(twin).__module__}.{type(twin).__name__}")
@@ -464,15 +468,15 @@ def initialisation_fills_everything(case):
     used = case.model()
     for model in (empty, used):
         with seeded(1): model.init_weights()
-    left = [n for n, t in [*empty.named_parameters(), *empty.named_buffers()] if t.is_floating_point() and t.isnan().any()]
-    require(not left, f"{', '.join(left[:3])} still hold what was in memory")
-    check_equal(dict(empty.state_dict()), dict(used.state_dict()))
+    tensors = dict([*used.named_parameters(), *used.named_buffers()])
+    left = [n for n, t in [*empty.named_parameters(), *empty.named_buffers()] if not torch.equal(t, tensors[n])]
+    require(not left, f"{', '.join(left[:3])} still hold what was in memory, or more than the seed decides")
     check_same(empty.eval()(case.pictures(1)), used(case.pictures(1)))
     for (name, a), b in zip(used.named_parameters(), case.build(seed=2).parameters(), strict=True):
-        spread, n = b.std(correction=0).item(), b.numel()
+        spread, n = (b - b.mean()).abs().mean().item(), b.numel()
         if spread and n < 30: continue                                               # too few numbers to judge
-        off = max(abs((a.mean() - b.mean()).item()), abs(a.std(correction=0).item() - spread))
-        require(off <= 6 * spread / math.sqrt(n) + 1e-12, f'{name} has another mean or spread than in a new model (by {off:.2g})')
+        off = max(abs((a.mean() - b.mean()).item()), abs((a - a.mean()).abs().mean().item() - spread))
+        require(off <= 8 * spread / math.sqrt(n) + 1e-12, f'{name} has another mean or spread than in a new model (by {off:.2g})')
 
 # %% ../nbs/papers/19a_conformance.ipynb #2b2c1237
 @promise()
@@ -544,7 +548,7 @@ def watching_changes_nothing(case):
     with capture(model) as recording: check_same(model(x), expected)
     require(len(recording) > 0, 'nothing was recorded')
     with capture(model, maps=True): check_close(model(x), expected, rtol=1e-9, atol=1e-10)
-    for wrong in (x[:, :, :-1], x.float()):
+    for wrong in (torch.cat((x, x), 1), x.float()):                                  # other channels, another type
         with capture(model, maps=True): check_raises(lambda: model(wrong), (ValueError, RuntimeError))
     try:
         with capture(model, maps=True): raise KeyboardInterrupt
@@ -585,7 +589,7 @@ def mixing_operators_transpose(case):
             check_equal(tuple(ones.shape), tuple(r.y.shape[:2]))
             with seeded(0): v = torch.randn_like(ones); u = torch.randn_like(E.apply_transposed(v))
             check_close((E.apply(u) * v).sum(), (u * E.apply_transposed(v)).sum(), rtol=1e-9, atol=1e-10)
-            if g is None and isinstance(r.mixer, Attention): check_close(E.row_sums(), ones, rtol=1e-12, atol=1e-12)
+            if g is None and isinstance(r.mixer, Attention) and not r.mixer.windows: check_same(E.row_sums(), ones)   # padding takes its share of a window
     return f'{len(silent)} layers do not say how they mix' if silent else None
 
 # %% ../nbs/papers/19a_conformance.ipynb #5847314d
