@@ -6,7 +6,8 @@
 __all__ = ['variants', 'StructuredEmbed', 'structure_index', 'StructuredLinear', 'StructuredQKV', 'StructuredMLP',
            'StructuredTokenMLP', 'StructuredMerging', 'SWATViTConfig', 'structured_attention', 'SWATViT', 'swat_vit_ti',
            'swat_vit_s', 'swat_vit_b32', 'SWATMixerConfig', 'SWATMixer', 'SWATResMLP', 'swat_mixer_ti', 'swat_mixer_s',
-           'swat_mixer_b32', 'swat_resmlp_s12', 'SWATSwinConfig', 'SWATSwin', 'swat_swin_t', 'swat_swin_s']
+           'swat_mixer_b32', 'swat_resmlp_s12', 'SWATSwinConfig', 'SWATSwin', 'swat_swin_t', 'swat_swin_s',
+           'merge_structure']
 
 # %% ../../nbs/papers/12_swat.ipynb #10896b41
 import torch, torch.nn.functional as F
@@ -15,7 +16,7 @@ from functools import partial
 from torch import nn, Tensor
 from timm.layers import trunc_normal_
 
-from ..attention import Attention
+from ..attention import Attention, Out, QKV
 from ..backbone import Residual
 from ..core import Geometry, Grid, to_image, to_pair, to_tokens
 from ..layers import ConvMixing, MatrixMixing, TokenMixer, check_image
@@ -51,7 +52,9 @@ class StructuredEmbed(nn.Module):
         "Take pictures of `img_size` from now on; ValueError, with the nearest sizes that work, where tokens do not divide it."
         size = to_pair(img_size, 'img_size')
         fits = tuple(max(self.patch, round(n / self.patch) * self.patch) for n in size)
-        if fits != size: raise ValueError(f"A picture of {size[0]}×{size[1]} pixels cannot be cut into tokens of {self.patch}×{self.patch}; the nearest size that works is {fits[0]}×{fits[1]}.")
+        if fits != size:
+            raise ValueError(f"A picture of {size[0]}×{size[1]} pixels cannot be cut into tokens of {self.patch}×{self.patch}; "
+                             f"the nearest size that works is {fits[0]}×{fits[1]}.")
         self.img_size, self.grid = size, Grid(*(n // self.patch for n in size))
         return self.grid
 
@@ -77,8 +80,15 @@ def structure_index(inner, kernel):
     return torch.where(inside, dy * kernel + dx, kernel**2).reshape(inner**2, inner**2)
 
 class StructuredLinear(nn.Module):
-    "Linear map and convolution inside the token, joined as `mode` says ('mean', 'sum', 'linear', 'conv'), computed as one matrix; (B, N, c·inner²) -> (B, N, out·c·inner²)."
-    def __init__(self, channels:int, inner:int, kernel:int=3, out:int=1, mode:str='mean', merged:bool=True):
+    "Linear map and convolution inside the token, joined by `mode` and computed as one matrix: (B, N, c·inner²) -> (B, N, out·c·inner²)."
+    def __init__(self,
+        channels:int, # pictures c inside a token
+        inner:int, # their side
+        kernel:int=3, # of the convolution
+        out:int=1, # how many times wider the result is
+        mode:str='mean', # 'mean' as released, 'sum' as drawn in the paper, 'linear' or 'conv' for one branch alone
+        merged:bool=True, # False computes both branches one after the other, as released
+    ):
         super().__init__()
         if mode not in ('mean', 'sum', 'linear', 'conv'): raise ValueError(f"mode is {mode!r}, but must be 'mean', 'sum', 'linear' or 'conv'.")
         dim = channels * inner**2
@@ -114,8 +124,9 @@ class StructuredLinear(nn.Module):
     def two_branches(self, x):
         "The same map as released: linear and convolution one after the other."
         pictures = x.reshape(-1, self.channels, self.inner, self.inner)
-        branches = ([self.linear(x)] if self.linear is not None else []) + ([self.conv(pictures).reshape(*x.shape[:-1], -1)] if self.conv is not None else [])
-        return sum(branches) / (len(branches) if self.mode == 'mean' else 1)
+        branches = [] if self.linear is None else [self.linear(x)]
+        if self.conv is not None: branches.append(self.conv(pictures).reshape(*x.shape[:-1], -1))
+        return sum(branches) / (2 if self.mode == 'mean' else 1)
 
     def forward(self, x, grid=None): return F.linear(x, *self.merge()) if self.merged else self.two_branches(x)
 
@@ -200,15 +211,18 @@ class StructuredMerging(TokenMixer):
     def geometry(self, g): return g.conv(2, 2, 0)
 
     def set_input_size(self, grid):
-        if grid.h % 2 or grid.w % 2: raise ValueError(f"A grid of {grid.h}×{grid.w} tokens cannot be merged two by two; choose a picture whose sides give an even grid at every stage.")
+        if grid.h % 2 or grid.w % 2:
+            raise ValueError(f"A grid of {grid.h}×{grid.w} tokens cannot be merged two by two; "
+                             "choose a picture whose sides give an even grid at every stage, such as multiples of 32.")
         return grid.resized(grid.h // 2, grid.w // 2)
 
     def forward(self, x, grid):
+        merged = self.set_input_size(grid)
         fine = F.pixel_shuffle(to_image(x, grid), self.inner)                    # B c H·r W·r
         fine = self.norm(fine.movedim(1, -1)).movedim(-1, 1)
         y = to_tokens(F.pixel_unshuffle(self.conv(fine), 2 * self.inner))
         self.report(x=fine, y=y, grid=grid)
-        return y, self.set_input_size(grid)
+        return y, merged
 
 # %% ../../nbs/papers/12_swat.ipynb #d51dddde
 @dataclass(frozen=True)
@@ -274,8 +288,10 @@ class SWATMixer(MLPMixer):
     "SWAT in an MLP-Mixer: structure-aware stem, token perceptron and channel perceptron."
     def __init__(self, cfg:SWATMixerConfig, tokenization:bool=True, within:bool=True, among:bool=True, **options):
         channels = cfg.dim // cfg.inner**2
-        def stem(dim, patch, **kw): return StructuredEmbed(channels, cfg.inner, cfg.hidden, kernel=2, kernel2=patch // (2 * cfg.inner), table=False, **kw)
-        def mixer(dim, grid, hidden, **kw): return StructuredTokenMLP(grid, channels, cfg.inner, hidden if self.expands else 0, cfg.kernel, **kw)
+        def stem(dim, patch, **kw):
+            return StructuredEmbed(channels, cfg.inner, cfg.hidden, kernel=2, kernel2=patch // (2 * cfg.inner), table=False, **kw)
+        def mixer(dim, grid, hidden, **kw):
+            return StructuredTokenMLP(grid, channels, cfg.inner, hidden if self.expands else 0, cfg.kernel, **kw)
         slots = dict(stem=stem) if tokenization else {}
         if within: slots['mixer'] = mixer
         if among: slots['channel'] = partial(StructuredMLP, kernel=cfg.mlp_kernel)
@@ -350,6 +366,7 @@ class SWATSwin(Swin):
         if within != 'linear': slots['mixer'] = mixer
         if among: slots['channel'] = channel
         super().__init__(cfg, **(slots | options))
+        self._resize(self.img_size)                                              # refuses, now, a size that some merging could not halve
 
 def _structured(m, name): return f"stages.{m[1]}.blocks.{m[2]}.token_mixer.op.{name}.{'conv.' if int(m[2]) % 2 == 0 or m[1] == '3' else ''}"
 
@@ -370,3 +387,15 @@ def swat_swin_t(pretrained:bool=False, **kwargs): return build_variant(SWATSwin,
 
 @register(_card('swat_swin_s', '49.0', '9.0', '83.3', size_multiple=32, pool_size=(7, 7)))
 def swat_swin_s(pretrained:bool=False, **kwargs): return build_variant(SWATSwin, swat_swin_s.card, variants['swin_s'], pretrained, **kwargs)
+
+# %% ../../nbs/papers/12_swat.ipynb #d11984f2
+def merge_structure(model:nn.Module):
+    "Replace each StructuredLinear of `model`, in place, by the plain linear map of the same output; returns the model."
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if not isinstance(layer, StructuredLinear): continue
+            weight, bias = (t.detach() for t in layer.assemble())
+            plain = QKV(weight.shape[1]) if isinstance(layer, StructuredQKV) else Out(*weight.shape)
+            plain.to(weight).load_state_dict(dict(weight=weight, bias=bias))
+            setattr(parent, name, plain.train(layer.training))
+    return model
