@@ -7,7 +7,8 @@ __all__ = ['register_timm', 'model_table', 'build', 'create_model', 'list_models
            'pit_s', 'pit_b', 'pit_ti_distilled', 'pit_xs_distilled', 'pit_s_distilled', 'pit_b_distilled', 'pit_micro',
            'deit_ti', 'deit_s', 'deit_b', 'deit_ti_distilled', 'deit_s_distilled', 'deit_b_distilled', 'deit_micro',
            'vit_b32', 'mixer_ti', 'mixer_s', 'mixer_b32', 'mixer_micro', 'resmlp_s12', 'swin_t', 'swin_s', 'swin_b',
-           'swin_micro']
+           'swin_micro', 'swat_vit_ti', 'swat_vit_s', 'swat_vit_b32', 'swat_vit_micro', 'swat_mixer_ti', 'swat_mixer_s',
+           'swat_mixer_b32', 'swat_resmlp_s12', 'swat_swin_t', 'swat_swin_s', 'swat_swin_micro']
 
 # %% ../nbs/papers/19_models.ipynb #75d03e21
 import functools, sys
@@ -18,6 +19,8 @@ from timm.models._registry import is_model
 from .cost import Table, cost_table
 from .papers.mixer import mixer_b32, mixer_micro, mixer_s, mixer_ti, resmlp_s12
 from .papers.pit import (pit_b, pit_b_distilled, pit_micro, pit_s, pit_s_distilled, pit_ti, pit_ti_distilled, pit_xs, pit_xs_distilled)
+from .papers.swat import (swat_mixer_b32, swat_mixer_s, swat_mixer_ti, swat_resmlp_s12, swat_swin_micro, swat_swin_s, swat_swin_t,
+                                swat_vit_b32, swat_vit_micro, swat_vit_s, swat_vit_ti)
 from .papers.swin import swin_b, swin_micro, swin_s, swin_t
 from .papers.vit import deit_b, deit_b_distilled, deit_micro, deit_s, deit_s_distilled, deit_ti, deit_ti_distilled, vit_b32
 from .registry import build, create_model, list_models, list_parts, model_entry, model_info
@@ -26,7 +29,9 @@ from .registry import build, create_model, list_models, list_parts, model_entry,
 _all_ = ['build', 'create_model', 'list_models', 'list_parts', 'model_info',
          'pit_ti', 'pit_xs', 'pit_s', 'pit_b', 'pit_ti_distilled', 'pit_xs_distilled', 'pit_s_distilled', 'pit_b_distilled', 'pit_micro',
          'deit_ti', 'deit_s', 'deit_b', 'deit_ti_distilled', 'deit_s_distilled', 'deit_b_distilled', 'deit_micro', 'vit_b32',
-         'mixer_ti', 'mixer_s', 'mixer_b32', 'mixer_micro', 'resmlp_s12', 'swin_t', 'swin_s', 'swin_b', 'swin_micro']
+         'mixer_ti', 'mixer_s', 'mixer_b32', 'mixer_micro', 'resmlp_s12', 'swin_t', 'swin_s', 'swin_b', 'swin_micro',
+         'swat_vit_ti', 'swat_vit_s', 'swat_vit_b32', 'swat_vit_micro', 'swat_mixer_ti', 'swat_mixer_s', 'swat_mixer_b32', 'swat_resmlp_s12',
+         'swat_swin_t', 'swat_swin_s', 'swat_swin_micro']
 
 def _wrap(fn):
     @functools.wraps(fn)

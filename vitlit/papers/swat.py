@@ -7,7 +7,7 @@ __all__ = ['variants', 'StructuredEmbed', 'structure_index', 'StructuredLinear',
            'StructuredTokenMLP', 'StructuredMerging', 'SWATViTConfig', 'structured_attention', 'SWATViT', 'swat_vit_ti',
            'swat_vit_s', 'swat_vit_b32', 'SWATMixerConfig', 'SWATMixer', 'SWATResMLP', 'swat_mixer_ti', 'swat_mixer_s',
            'swat_mixer_b32', 'swat_resmlp_s12', 'SWATSwinConfig', 'SWATSwin', 'swat_swin_t', 'swat_swin_s',
-           'merge_structure']
+           'swat_vit_micro', 'swat_swin_micro', 'merge_structure']
 
 # %% ../../nbs/papers/12_swat.ipynb #10896b41
 import torch, torch.nn.functional as F
@@ -260,7 +260,7 @@ SWATViT.rules = (Rules('official', r'\.attn\.qkv_linear\.', (*_stem, (r'^pos_emb
 
 # %% ../../nbs/papers/12_swat.ipynb #21fe592e
 variants = dict(vit_ti=SWATViTConfig(192, 12, 3), vit_s=SWATViTConfig(384, 12, 6), vit_b32=SWATViTConfig(768, 12, 12, 32, mlp_kernel=3),
-                vit_micro=SWATViTConfig(96, 4, 6, 8, inner=4, hidden=32))
+                vit_micro=SWATViTConfig(80, 4, 5, 8, inner=4, hidden=32))
 
 def _card(name, params, macs, top1, **kw):
     return Card(name, 'SWAT', 'SWAT: Spatial Structure Within and Among Tokens', 'https://arxiv.org/abs/2111.13677', 'kkahatapitiya/SWAT@58f1bb7',
@@ -387,6 +387,19 @@ def swat_swin_t(pretrained:bool=False, **kwargs): return build_variant(SWATSwin,
 
 @register(_card('swat_swin_s', '49.0', '9.0', '83.3', size_multiple=32, pool_size=(7, 7)))
 def swat_swin_s(pretrained:bool=False, **kwargs): return build_variant(SWATSwin, swat_swin_s.card, variants['swin_s'], pretrained, **kwargs)
+
+# %% ../../nbs/papers/12_swat.ipynb #8e8ff9fb
+variants |= dict(swin_micro=SWATSwinConfig(32, (2, 2, 1), (2, 4, 8), 4, inner=(2, 4, 8), kernels=(1, 3, 3), mlp_kernels=(5, 5, 3),
+                                           merge_kernels=(3, 5), hidden=32))
+_micro = dict(num_classes=10, input_size=(3, 64, 64), crop_pct=1., mean=(.5,)*3, std=(.5,)*3)
+
+@register(Card('swat_vit_micro', 'SWAT', 'a small SWAT-DeiT for 64-pixel pictures', size_multiple=8, **_micro))
+def swat_vit_micro(pretrained:bool=False, **kwargs):
+    return build_variant(SWATViT, swat_vit_micro.card, variants['vit_micro'], pretrained, **kwargs)
+
+@register(Card('swat_swin_micro', 'SWAT', 'a small SWAT-Swin for 64-pixel pictures', size_multiple=16, pool_size=(4, 4), **_micro))
+def swat_swin_micro(pretrained:bool=False, **kwargs):
+    return build_variant(SWATSwin, swat_swin_micro.card, variants['swin_micro'], pretrained, **kwargs)
 
 # %% ../../nbs/papers/12_swat.ipynb #d11984f2
 def merge_structure(model:nn.Module):
