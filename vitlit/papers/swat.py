@@ -264,7 +264,7 @@ variants = dict(vit_ti=SWATViTConfig(192, 12, 3), vit_s=SWATViTConfig(384, 12, 6
 
 def _card(name, params, macs, top1, **kw):
     return Card(name, 'SWAT', 'SWAT: Spatial Structure Within and Among Tokens', 'https://arxiv.org/abs/2111.13677', 'kkahatapitiya/SWAT@58f1bb7',
-                params=params, macs=macs, top1=top1, notes=('Counts and accuracy were read off the figure of the README, +-0.1 or so.',), **kw)
+                params=params, macs=macs, top1=top1, approximate=True, notes=('Counts and accuracy were read off the figure of the README.',), **kw)
 
 @register(_card('swat_vit_ti', '6.8', '1.4', '75.7', size_multiple=16))
 def swat_vit_ti(pretrained:bool=False, **kwargs): return build_variant(SWATViT, swat_vit_ti.card, variants['vit_ti'], pretrained, **kwargs)
