@@ -44,6 +44,7 @@ class Card:
     classifier: tuple = ('head.fc',)
     first_conv: str = 'stem.proj'
     fixed_input_size: bool = True
+    approximate: bool = False # the published figures were read off a plot
     slots: tuple = () # slots that `build` may fill: 'mixer', 'channel', 'transition', ...
     batch_coupled: bool = False # predictions depend on the other pictures of the batch
     fixed_tokens: bool = False # the number of tokens is built into the weights
