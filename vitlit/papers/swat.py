@@ -262,11 +262,11 @@ SWATViT.rules = (Rules('official', r'\.attn\.qkv_linear\.', (*_stem, (r'^pos_emb
 variants = dict(vit_ti=SWATViTConfig(192, 12, 3), vit_s=SWATViTConfig(384, 12, 6), vit_b32=SWATViTConfig(768, 12, 12, 32, mlp_kernel=3),
                 vit_micro=SWATViTConfig(80, 4, 5, 8, inner=4, hidden=32))
 
-def _card(name, params, macs, top1, **kw):
+def _card(name, params, macs, top1, *notes, **kw):
     return Card(name, 'SWAT', 'SWAT: Spatial Structure Within and Among Tokens', 'https://arxiv.org/abs/2111.13677', 'kkahatapitiya/SWAT@58f1bb7',
-                params=params, macs=macs, top1=top1, approximate=True, notes=('Counts and accuracy were read off the figure of the README.',), **kw)
+                params=params, macs=macs, top1=top1, approximate=True, notes=('Counts and accuracy were read off the figure of the README.', *notes), **kw)
 
-@register(_card('swat_vit_ti', '6.8', '1.4', '75.7', size_multiple=16))
+@register(_card('swat_vit_ti', '6.8', '1.4', '75.7', 'The code has 5,827,883 parameters; the figure draws this point and DeiT-Ti a million too far to the right.', size_multiple=16))
 def swat_vit_ti(pretrained:bool=False, **kwargs): return build_variant(SWATViT, swat_vit_ti.card, variants['vit_ti'], pretrained, **kwargs)
 
 @register(_card('swat_vit_s', '22.3', '4.9', '80.5', size_multiple=16))
