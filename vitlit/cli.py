@@ -9,7 +9,8 @@ __all__ = ['check_out', 'claim_folder', 'show_models', 'vitlit_models', 'check_m
            'vitlit_demo']
 
 # %% ../nbs/train/29_cli.ipynb #5bae8abb
-import base64, html, itertools, json, os, sys
+import base64, html, itertools, json, os, sys, warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastcore.script import Param, call_parse
@@ -17,7 +18,10 @@ from fastcore.script import Param, call_parse
 # %% ../nbs/train/29_cli.ipynb #2511c5f3
 def _command(fn, **kwargs):
     "Run `fn`; a failure ends in one sentence on stderr and exit code 1."
-    try: fn(**kwargs)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', FutureWarning)                       # of packages about each other
+            fn(**kwargs)
     except Exception as e:
         if os.environ.get('VITLIT_TRACEBACK'): raise
         known = isinstance(e, (ValueError, KeyError, OSError))
@@ -73,6 +77,20 @@ def check_model(name:str, runs:bool=True):
 
 def _is_run(name): return (Path(name)/'run.json').is_file() and (Path(name)/'model.safetensors').is_file()
 
+@contextmanager
+def _hub():
+    "Without a network, take what was fetched before at once, instead of asking again for a minute."
+    import socket
+    from urllib.parse import urlparse
+    from urllib.request import getproxies
+    from huggingface_hub import constants
+    before, url = constants.HF_HUB_OFFLINE, urlparse(constants.ENDPOINT)
+    if not getproxies():
+        try: socket.create_connection((url.hostname, url.port or 443), timeout=5).close()
+        except OSError: constants.HF_HUB_OFFLINE = True
+    try: yield
+    finally: constants.HF_HUB_OFFLINE = before
+
 def load_model(name:str, untrained:bool=False):
     "(model in evaluation mode, names of its classes) for a name, a name.tag, or the folder of a run; `model.trained` tells of the weights."
     import timm
@@ -88,7 +106,8 @@ def load_model(name:str, untrained:bool=False):
     ours = name.split('.')[0] in models.list_models()
     cfg = models.model_info(name.split('.')[0]).pretrained_cfg(name.partition('.')[2] or None) if ours else timm.get_pretrained_cfg(name)
     weights = not untrained and bool(cfg and cfg.has_weights)
-    try: model = (models.create_model if ours else timm.create_model)(name, pretrained=weights)
+    try:
+        with _hub(): model = (models.create_model if ours else timm.create_model)(name, pretrained=weights)
     except (OSError, RuntimeError) as e:
         why = f"The weights of {name} cannot be had ({type(e).__name__})"
         raise ValueError(f"{why}; connect to the network, or add --untrained for maps of random weights.") from e
@@ -323,6 +342,8 @@ def look(learn, method:str='relevance', n:int=100)->dict:
     x, y = (torch.cat(t).as_subclass(torch.Tensor) for t in zip(*[b[:2] for b in some]))
     mean, std = (torch.tensor(s, device=x.device).view(1, -1, 1, 1) for s in stats_of(learn.dls))
     with torch.inference_mode(): probs = torch.cat([model(part).softmax(1) for part in x.split(valid.bs)])
+    try: explain(model, x[:1], None, method)
+    except (ValueError, NotImplementedError): method, n = 'integrated_gradients', min(n, 20)     # needs nothing, but takes its time
     found = explain(model, x[:n], None, method)
     return dict(result=evaluate(learn), x=x, seen=(x * std + mean).clamp(0, 1).cpu(), labels=y, probs=probs, found=found,
                 test=painting_test(model, x[:n], found), names=list(map(str, learn.dls.vocab)), method=method)
@@ -338,6 +359,8 @@ def comparison_figure(model, seen, x, names, which):
     return show_maps(seen[which], found, names, size=1.5, colorbar=False, caption=False)
 
 # %% ../nbs/train/29_cli.ipynb #5d15632c
+def _epochs(n): return f"{n} epoch{'s' * (n != 1)}"
+
 def _trust(seen):
     "What the test of the maps said, and where the answer is known, how often the map found it."
     p = {k: f'{v:.0%}' for k, v in seen['test'].items()}
@@ -375,7 +398,7 @@ def report_html(learn, facts:dict, seen:dict, history:list)->str:
                  f"<code>vitlit_models</code> lists the other models.</p>"),
     ]
     low, high = r.interval
-    lead = (f"After {facts['epochs']} epochs the model names {r.top1:.1%} of {r.total:,} pictures that it was not trained on "
+    lead = (f"After {_epochs(facts['epochs'])} the model names {r.top1:.1%} of {r.total:,} pictures that it was not trained on "
             f"(95 % interval {low:.1%} to {high:.1%}). {facts.get('about', '')}")
     numbers = {'accuracy': f'{r.top1:.1%}', 'parameters': f"{facts['parameters']:,}", 'training': f"{facts['seconds']} s",
                'training pictures': f"{facts['training pictures']:,}"}
@@ -421,7 +444,7 @@ def demo(data='digits', model='pit_micro', epochs:int=None, out=None, force=Fals
     learn = vit_learner(demo_data(data, model, small), model, seed=seed)
     folder, epochs = claim_folder(out, 'vitlit_demo', force), epochs or _sets.get(data, {}).get('epochs', 10)
     learn.log_to(folder)
-    print(f"{model} learns {_sets.get(data, {}).get('what', data)}: {len(learn.dls.train_ds):,} pictures, {epochs} epochs", flush=True)
+    print(f"{model} learns {_sets.get(data, {}).get('what', data)}: {len(learn.dls.train_ds):,} pictures, {_epochs(epochs)}", flush=True)
     seconds = _train(learn, epochs, quiet)
     save_weights(learn.model, folder/'model.safetensors')
     print(f'After {seconds} s. Looking at what it learned ...', flush=True)
