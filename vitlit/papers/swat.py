@@ -72,13 +72,14 @@ class StructuredEmbed(nn.Module):
 
 # %% ../../nbs/papers/12_swat.ipynb #bc1a084d
 def structure_index(inner, kernel):
-    "For every pair (output place, input place) of an `inner`×`inner` picture the tap of a `kernel`×`kernel` convolution that joins them, or kernel² for none."
+    "The tap of a `kernel`×`kernel` convolution that joins each pair (output, input) of places of an `inner`×`inner` picture; kernel² for none."
     place = torch.arange(inner)
     tap = place[None] - place[:, None] + kernel // 2                             # along one axis: output, input
     dy, dx = tap[:, None, :, None].expand(-1, inner, -1, inner), tap[None, :, None, :].expand(inner, -1, inner, -1)
     inside = (dy >= 0) & (dy < kernel) & (dx >= 0) & (dx < kernel)
     return torch.where(inside, dy * kernel + dx, kernel**2).reshape(inner**2, inner**2)
 
+# %% ../../nbs/papers/12_swat.ipynb #5c795e05
 class StructuredLinear(nn.Module):
     "Linear map and convolution inside the token, joined by `mode` and computed as one matrix: (B, N, c·inner²) -> (B, N, out·c·inner²)."
     def __init__(self,
@@ -130,6 +131,7 @@ class StructuredLinear(nn.Module):
 
     def forward(self, x, grid=None): return F.linear(x, *self.merge()) if self.merged else self.two_branches(x)
 
+# %% ../../nbs/papers/12_swat.ipynb #f18f03e3
 class StructuredQKV(StructuredLinear):
     "Queries, keys and values by a StructuredLinear: the *project* slot of attention."
     def __init__(self, channels, inner, kernel=3, **kw): super().__init__(channels, inner, kernel, 3, **kw)
@@ -266,7 +268,8 @@ def _card(name, params, macs, top1, *notes, **kw):
     return Card(name, 'SWAT', 'SWAT: Spatial Structure Within and Among Tokens', 'https://arxiv.org/abs/2111.13677', 'kkahatapitiya/SWAT@58f1bb7',
                 params=params, macs=macs, top1=top1, approximate=True, notes=('Counts and accuracy were read off the figure of the README.', *notes), **kw)
 
-@register(_card('swat_vit_ti', '6.8', '1.4', '75.7', 'The code has 5,827,883 parameters; the figure draws this point and DeiT-Ti a million too far to the right.', size_multiple=16))
+@register(_card('swat_vit_ti', '6.8', '1.4', '75.7', 'The code has 5,827,883 parameters; the figure draws this point and DeiT-Ti '
+                'a million too far to the right.', size_multiple=16))
 def swat_vit_ti(pretrained:bool=False, **kwargs): return build_variant(SWATViT, swat_vit_ti.card, variants['vit_ti'], pretrained, **kwargs)
 
 @register(_card('swat_vit_s', '22.3', '4.9', '80.5', size_multiple=16))
