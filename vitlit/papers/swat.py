@@ -96,8 +96,11 @@ class StructuredLinear(nn.Module):
         self.channels, self.inner, self.mode, self.merged = channels, inner, mode, merged
         self.linear = nn.Linear(dim, out * dim) if mode != 'conv' else None
         self.conv = nn.Conv2d(channels, out * channels, kernel, padding=kernel // 2) if mode != 'linear' else None
+        self.kernel = kernel
         self.register_buffer('index', structure_index(inner, kernel), persistent=False)
         self._cache = None
+
+    def reset_parameters(self): self.index.copy_(structure_index(self.inner, self.kernel))   # the branches draw their own
 
     def assemble(self):
         "Weight (out·C, C) and bias of the one linear map; differentiable in both branches."
@@ -115,8 +118,10 @@ class StructuredLinear(nn.Module):
         params = list(self.parameters())
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or params[0].is_meta: return self.assemble()
         key = [(p._version if not p.is_inference() else -1, p.data_ptr(), p.dtype, p.device) for p in params]
-        if self._cache is None or self._cache[0] != key: self._cache = key, self.assemble()
-        return self._cache[1]
+        if self._cache is not None and self._cache[0] == key: return self._cache[1]
+        merged = self.assemble()
+        if isinstance(merged[0], Tensor): self._cache = key, merged              # not what torch.fx traces
+        return merged
 
     def _apply(self, fn, recurse=True): self._cache = None; return super()._apply(fn, recurse)
     def _load_from_state_dict(self, *args, **kw): self._cache = None; return super()._load_from_state_dict(*args, **kw)
@@ -135,7 +140,9 @@ class StructuredLinear(nn.Module):
 class StructuredQKV(StructuredLinear):
     "Queries, keys and values by a StructuredLinear: the *project* slot of attention."
     def __init__(self, channels, inner, kernel=3, **kw): super().__init__(channels, inner, kernel, 3, **kw)
-    def forward(self, x, grid): return (*super().forward(x).chunk(3, dim=-1), grid)
+    def forward(self, x, grid):
+        q, k, v = super().forward(x).chunk(3, dim=-1)
+        return q, k, v, grid
 
 # %% ../../nbs/papers/12_swat.ipynb #686b77d4
 class StructuredMLP(TokenMixer):

@@ -108,8 +108,7 @@ def deit_b_distilled(pretrained:bool=False, **kwargs):
 def vit_b32(pretrained:bool=False, **kwargs): return build_variant(ViT, vit_b32.card, variants['b32'], pretrained, **kwargs)
 
 @register(Card('deit_micro', 'DeiT', 'a small DeiT for 32 to 64 pixel pictures, trained on the page about training',
-               slots=('stem', 'mixer', 'channel'), default_tag='scenes',
-               weights=dict(scenes=dict(shipped='deit_micro.scenes.safetensors'),
-                            digits=dict(shipped='deit_micro.digits.safetensors', input_size=(3, 32, 32))),
+               slots=('stem', 'mixer', 'channel'), default_tag='digits',
+               weights=dict(digits=dict(shipped='deit_micro.digits.safetensors', input_size=(3, 32, 32))),
                num_classes=10, input_size=(3, 64, 64), crop_pct=1., mean=(.5,)*3, std=(.5,)*3))
 def deit_micro(pretrained:bool=False, **kwargs): return build_variant(ViT, deit_micro.card, variants['micro'], pretrained, **kwargs)
