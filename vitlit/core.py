@@ -82,8 +82,8 @@ def to_pair(size, what='size'):
 
 def near(name:str, names, n=3):
     "A sentence with the `names` spelled most like `name`, or one that says where to look."
-    close = difflib.get_close_matches(name, list(names), n=n, cutoff=.5)
     names = list(dict.fromkeys(names))
+    close = difflib.get_close_matches(name, names, n=n, cutoff=.5)
     if close: return f"Did you mean {' or '.join(map(repr, close))}?"
     return f"There are {len(names)} names, such as {', '.join(map(repr, names[:n]))}."
 
