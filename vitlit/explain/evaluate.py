@@ -35,7 +35,8 @@ class Pointing:
     @property
     def distractor_rate(self): return float(self.distracted.double().mean())
     def __repr__(self):
-        return f"Pointing({self.rate:.0%} on the object, {self.distractor_rate:.0%} on a distractor, {self.chance:.0%} by chance, {len(self.hit)} pictures)"
+        return (f"Pointing({self.rate:.0%} on the object, {self.distractor_rate:.0%} on a distractor, {self.chance:.0%} by chance, "
+                f"{len(self.hit)} pictures)")
 
 def pointing_game(
     attribution:Attribution, # maps of B pictures
