@@ -22,6 +22,8 @@ assert timm.create_model('pit_micro', num_classes=7).get_classifier().out_featur
 
 import fastcore  # noqa: E402
 import fastai  # noqa: E402
+import fastai.callback.progress  # noqa: E402, F401: gives learners no_bar
+import fastai.callback.schedule  # noqa: E402, F401: and fit_one_cycle
 from fastai.data.core import DataLoaders  # noqa: E402
 from fastai.learner import Learner  # noqa: E402
 from fastai.losses import CrossEntropyLossFlat  # noqa: E402

@@ -13,9 +13,14 @@ import base64, html, itertools, json, os, sys, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastcore.script import Param, call_parse
+import fastcore.script
+from fastcore.script import call_parse
+from typing import Annotated
 
 # %% ../nbs/train/29_cli.ipynb #2511c5f3
+def _annotated(help, type=str, default=None, **options): return Annotated[type, help, options]    # the default is in the signature
+_Param = getattr(fastcore.script, 'Param', _annotated)                            # fastcore 2 has no Param any more, but reads Annotated
+
 def _command(fn, **kwargs):
     "Run `fn`; a failure ends in one sentence on stderr and exit code 1."
     try:
@@ -59,7 +64,7 @@ def show_models(pattern:str='*'):
 
 @call_parse
 def vitlit_models(
-    pattern:Param('names to list, such as "pit_*"; part of a name is enough', str, opt=False, nargs='?', default='*')='*',
+    pattern:_Param('names to list, such as "pit_*"; part of a name is enough', str, opt=False, nargs='?', default='*')='*',
 ):
     "List the models: parameters counted here, published figures, where weights exist."
     _command(show_models, pattern=pattern)
@@ -177,13 +182,13 @@ def _draw_file(net, seen, x, found, names, path):
 
 @call_parse
 def vitlit_explain(
-    images:Param('pictures to explain', str, opt=False, nargs='+'),
-    model:Param('name in vitlit_models or timm, with .tag for certain weights, or the folder of a run', str)='pit_micro',
-    method:Param('attention, rollout, relevance or integrated_gradients', str)='relevance',
-    out:Param('folder for the results; default: the next free vitlit_explain', str)=None,
-    target:Param('class to explain; default: the predicted one', str)='',
-    untrained:Param('use random weights', bool)=False,
-    force:Param('write into --out even if it is not empty', bool)=False,
+    images:_Param('pictures to explain', str, opt=False, nargs='+'),
+    model:_Param('name in vitlit_models or timm, with .tag for certain weights, or the folder of a run', str)='pit_micro',
+    method:_Param('attention, rollout, relevance or integrated_gradients', str)='relevance',
+    out:_Param('folder for the results; default: the next free vitlit_explain', str)=None,
+    target:_Param('class to explain; default: the predicted one', str)='',
+    untrained:_Param('use random weights', bool)=False,
+    force:_Param('write into --out even if it is not empty', bool)=False,
 ):
     "Draw what a model's prediction for pictures rests on."
     _command(explain_files, images=images, model=model, method=method, out=out, target=target, untrained=untrained, force=force)
@@ -461,13 +466,13 @@ def demo(data='digits', model='pit_micro', epochs:int=None, out=None, force=Fals
 
 @call_parse
 def vitlit_demo(
-    data:Param('digits, scenes, or a folder with train/<class>/* and val/<class>/*', str)='digits',
-    model:Param('name in vitlit_models or timm', str)='pit_micro',
-    epochs:Param('passes through the pictures; default: what suits the data', int)=None,
-    out:Param('folder for the results; default: the next free vitlit_demo', str)=None,
-    force:Param('write into --out even if it is not empty', bool)=False,
-    seed:Param('of weights and order', int)=0,
-    quiet:Param('no progress bars', bool)=False,
+    data:_Param('digits, scenes, or a folder with train/<class>/* and val/<class>/*', str)='digits',
+    model:_Param('name in vitlit_models or timm', str)='pit_micro',
+    epochs:_Param('passes through the pictures; default: what suits the data', int)=None,
+    out:_Param('folder for the results; default: the next free vitlit_demo', str)=None,
+    force:_Param('write into --out even if it is not empty', bool)=False,
+    seed:_Param('of weights and order', int)=0,
+    quiet:_Param('no progress bars', bool)=False,
 ):
     "Train a vision transformer, see what it looks at, and write a report."
     _command(demo, data=data, model=model, epochs=epochs, out=out, force=force, seed=seed, quiet=quiet)

@@ -39,13 +39,18 @@ def _wrap(fn):
     entry.__module__ = 'vitlit.models'
     return entry
 
+def _tags(card):
+    "Tags of the weights; where the default weights take pictures of another size than the model, timm's mark makes none of them its default."
+    if not card.weights: return ['']
+    size = card.weights[card.default_tag].get('input_size', card.input_size)
+    return list(card.weights) if size == card.input_size else [*card.weights, '*']
+
 def register_timm():
     "File every vitlit name in timm's registry; names that timm knows already are left alone. Returns the names that were new."
     module, names = sys.modules['vitlit.models'], [n for n in list_models() if not is_model(n)]
     cards = {n: model_info(n) for n in names}
-    module.default_cfgs = {**getattr(module, 'default_cfgs', {}),
-                           **generate_default_cfgs({f'{n}.{t}' if t else n: vars(c.pretrained_cfg(t))
-                                                    for n, c in cards.items() for t in (c.weights or [''])})}
+    cfgs = {f'{n}.{t}'.rstrip('.'): vars(c.pretrained_cfg(t.rstrip('*'))) for n, c in cards.items() for t in _tags(c)}
+    module.default_cfgs = {**getattr(module, 'default_cfgs', {}), **generate_default_cfgs(cfgs)}
     exported = list(module.__all__)
     for n in names: register_model(_wrap(model_entry(n)))
     module.__all__ = exported
