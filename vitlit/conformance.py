@@ -645,7 +645,7 @@ def learns_in_fastai(case):
         learn = vision_learner(dls, case.name, n_out=2, pretrained=False, normalize=False, loss_func=CrossEntropyLossFlat(), **options)
         with learn.no_bar(), learn.no_logging():
             before = learn.validate()[0]
-            learn.fit(2, lr=2e-3)
+            learn.fit(6, lr=5e-4)
             after = learn.validate()[0]
     require(math.isfinite(after) and after < before, f'the loss went from {before:.3f} to {after:.3f}')
     return f'{before:.2f} → {after:.2f}'
