@@ -18,8 +18,8 @@ from timm.layers import trunc_normal_
 
 from ..attention import Attention, Out, QKV
 from ..backbone import Residual
-from ..core import Geometry, Grid, to_image, to_pair, to_tokens
-from ..layers import ConvMixing, MatrixMixing, TokenMixer, check_image
+from ..core import Geometry, Grid, split_prefix, to_image, to_pair, to_tokens
+from ..layers import ConvMixing, MatrixMixing, PrefixMixing, TokenMixer, check_image
 from .mixer import MixerConfig, MLPMixer, PlaceMixer, ResMLP
 from .swin import Swin, SwinConfig
 from .vit import ViT, ViTConfig
@@ -146,7 +146,7 @@ class StructuredQKV(StructuredLinear):
 
 # %% ../../nbs/papers/12_swat.ipynb #686b77d4
 class StructuredMLP(TokenMixer):
-    "A channel mixer with a depth-wise convolution over the grid between its two linear maps: (B, N, C) -> (B, N, C). Source: section 3.2."
+    "A channel mixer with a depth-wise convolution over the grid between its two linear maps, prefix tokens beside it: (B, N, C) -> (B, N, C). Source: section 3.2."
     def __init__(self, dim:int, ratio:float=4., drop:float=0., kernel:int=5, groups:int=1):
         super().__init__()
         hidden = int(dim * ratio)
@@ -157,12 +157,14 @@ class StructuredMLP(TokenMixer):
 
     def forward(self, x, grid):
         x = F.gelu(self.fc1(x))
-        y = to_tokens(self.conv(to_image(x, grid)))
+        y = to_tokens(self.conv(to_image(x, grid)), split_prefix(x, grid)[0] if grid.prefix else None)
         self.report(x=x, y=y, grid=grid)
         return self.fc2(self.drop(F.gelu(y)))
 
     def mixing(self, record, grad=None):
-        return ConvMixing.depthwise(to_image(record.x, record.grid), self.conv, grad, self.groups)
+        P = record.grid.num_prefix
+        patches = ConvMixing.depthwise(to_image(record.x, record.grid), self.conv, None if grad is None else grad[:, P:], self.groups)
+        return PrefixMixing(P, patches) if P else patches
 
 # %% ../../nbs/papers/12_swat.ipynb #b2bd7299
 class StructuredTokenMLP(PlaceMixer):
@@ -232,6 +234,17 @@ class StructuredMerging(TokenMixer):
         y = to_tokens(F.pixel_unshuffle(self.conv(fine), 2 * self.inner))
         self.report(x=fine, y=y, grid=grid)
         return y, merged
+
+    def mixing(self, record, grad=None):
+        "Row-normalised contributions ⟨convᵀ g_i, x⟩ of the old tokens that the convolution of new token i reaches."
+        r, p = self.inner, self.conv.padding[0]
+        ring = -(-p // r) # old tokens reached on each side beyond the four
+        g = (record.y.sign() if grad is None else grad).flatten(0, 1).unflatten(1, (-1, 2*r, 2*r))   # B·M c/2 2r 2r
+        back = F.pad(F.conv_transpose2d(g, self.conv.weight), (ring*r - p,) * 4)             # B·M c (2+2·ring)·r squared
+        fine = F.unfold(record.x, 2*r * (1 + ring), stride=2*r, padding=ring*r)              # B c·(…)² M
+        part = back.unflatten(0, fine[:, 0].shape).flatten(2).transpose(1, 2) * fine
+        part = part.unflatten(1, (-1, 2 + 2*ring, r, 2 + 2*ring, r)).sum((1, 3, 5)).flatten(1, 2)    # B K M
+        return ConvMixing(part.relu(), record.grid.size, 2 + 2*ring, 2, ring).normalised()
 
 # %% ../../nbs/papers/12_swat.ipynb #d51dddde
 @dataclass(frozen=True)
