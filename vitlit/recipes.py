@@ -90,10 +90,20 @@ _deit = Recipe('deit', source='facebookresearch/deit@7e160fe, main.py and losses
                       'the average of the weights was kept, but not evaluated'))
 _pit = dict(opt='adamp', source='naver-ai/pit#2 (the author: DeiT with three differences), naver-ai/pit#3 (batch 1024, as a user tried it)')
 
+_swat = _deit.replace(
+    name='swat', lr=7.5e-4, lr_batch=1024, weight_decay=.3, eps=1e-6, clip=1., warmup_epochs=8, drop_path=0., mixup=.5, ema=.99992,
+    rand_augment='rand-m15-n2-mstd1.0-inc1', color_jitter=.4, erasing=0., repeated_augmentation=False, interpolation='random', crop_pct=.9,
+    seed=42, source='kkahatapitiya/SWAT@58f1bb7, config/{mixer,vit,swin}_i1k_scratch.yaml',
+    notes=('the files give absolute rates, 7.5e-4 and for Swin 5.625e-4: both are 7.5e-4 × batch/1024 for 4×256 and 8×96 pictures a step, which is '
+           'inferred; the README launches 8 processes, which would make 2048 and 768',
+           'ten more epochs follow at the lowest rate', 'crops have sides in a ratio of 0.67 to 1.5'))
+
 recipes = dict(
     deit = _deit,
     pit = _deit.replace(name='pit', repeated_augmentation=False, **_pit),
     pit_b = _deit.replace(name='pit_b', warmup_epochs=10, **_pit),
+    swat = _swat,
+    swat_swin = _swat.replace(name='swat_swin', batch=768),
     micro = Recipe('micro', lr=2e-3, lr_batch=64, batch=64, clip=1., epochs=30, warmup_epochs=3, warmup_lr=1e-5, min_lr=1e-5,
                    scale_ends=True, shifted=True, per_step=True, drop_path=0., mixup=0., cutmix=0., mix_prob=0., ema=None,
                    rand_augment='', color_jitter=0., crop_scale=(1., 1.), erasing=0., repeated_augmentation=False, crop_pct=1.,

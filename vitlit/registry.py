@@ -154,4 +154,9 @@ def build(host:str, pretrained:bool=False, **slots_and_options):
         if reason: raise ValueError(f"{host} cannot take this {slot}: {reason}")
         chosen[slot] = part
     options = {k: v for k, v in slots_and_options.items() if k not in chosen}
+    if any(hasattr(part, 'fitted') for part in chosen.values()):
+        plain = entry(**(options | dict(device='meta')))                         # what the host is like, without weights
+        for slot, part in chosen.items():
+            try: chosen[slot] = part.fitted(plain) if hasattr(part, 'fitted') else part
+            except ValueError as e: raise ValueError(f"{host} cannot take this {slot}: {e}") from None
     return entry(pretrained=pretrained, **options, **chosen)

@@ -105,7 +105,7 @@ class ShareMixing(Mixing):
     "Rows (s δ + E) / (s + ΣE) for an operator `E` and shares `skip` (B, N) of the tokens; a row without weight keeps its token."
     def __init__(self, E, skip):
         total = skip + E.row_sums()
-        some = total > 0
+        some = total >= torch.finfo(total.dtype).tiny                            # less has no reciprocal
         scale = torch.where(some, 1 / torch.where(some, total, 1), 0)
         self.E, self.scale, self.stay = E, scale, torch.where(some, skip * scale, 1)
     def apply(self, x): return self.stay * x + self.scale * self.E.apply(x)

@@ -149,20 +149,25 @@ def rollout(model, x, score, start_layer:int=0):
     return _walk(seen, seen.recording, seen.start(agnostic=True), 'rollout', start_layer, class_agnostic=True)
 
 # %% ../../nbs/explain/41_methods.ipynb #7d237836
+def _published(seen):
+    "Does the score hang on prefix tokens alone, above one single grid? For such models the identity rule was published."
+    grids = {r.grid.size for r in seen.recording if 'grid' in r.facts}
+    return len(grids) <= 1 and not (seen.start()[:, seen.num_prefix:] > 0).any()
+
 @method
 def relevance(model, x, score, residual:str='auto', gradient:str='auto', start_layer:int=0):
     "Gradient-weighted relevance, mean over heads of relu(A ⊙ ∂A) in every layer, through pooling. Source: Chefer, Gur & Wolf 2021, rules 5 and 6."
-    auto = residual == 'auto'
-    if gradient == 'auto' and not auto: gradient = 'lrp' if residual == 'contribution' else 'plain'
-    seen = observe(model, x, score, 'plain' if gradient == 'auto' else gradient)
-    start = seen.start()
-    if auto: residual = 'contribution' if (start[:, seen.num_prefix:] > 0).any() else 'identity'
-    if gradient == 'auto' and residual == 'contribution':
-        gradient, seen = 'lrp', observe(model, x, score, 'lrp')
-        start = seen.start()
-    gradient = 'plain' if gradient == 'auto' else gradient
+    auto, suited = gradient == 'auto', dict(contribution='lrp')
+    plain = getattr(model, 'num_prefix_tokens', 0) and len(getattr(model, 'stages', '1')) == 1   # a guess that saves looking twice
+    likely = residual if residual != 'auto' else 'identity' if plain else 'contribution'
+    if auto: gradient = suited.get(likely, 'plain')
+    seen = observe(model, x, score, gradient)
+    if residual == 'auto': residual = 'identity' if _published(seen) else 'contribution'
+    if auto and residual != likely:
+        gradient = suited.get(residual, 'plain')
+        seen = observe(model, x, score, gradient)
     notes = dict(input_share=seen.input_share) if gradient == 'lrp' else {}
-    return _walk(seen, seen.recording, start, residual, start_layer, gradient=gradient, **notes)
+    return _walk(seen, seen.recording, seen.start(), residual, start_layer, gradient=gradient, **notes)
 
 # %% ../../nbs/explain/41_methods.ipynb #590b342a
 @method

@@ -7,7 +7,8 @@ __all__ = ['variants', 'StructuredEmbed', 'structure_index', 'StructuredLinear',
            'StructuredTokenMLP', 'StructuredMerging', 'SWATViTConfig', 'structured_attention', 'SWATViT', 'swat_vit_ti',
            'swat_vit_s', 'swat_vit_b32', 'SWATMixerConfig', 'SWATMixer', 'SWATResMLP', 'swat_mixer_ti', 'swat_mixer_s',
            'swat_mixer_b32', 'swat_resmlp_s12', 'SWATSwinConfig', 'SWATSwin', 'swat_swin_t', 'swat_swin_s',
-           'swat_vit_micro', 'swat_swin_micro', 'merge_structure']
+           'swat_vit_micro', 'swat_swin_micro', 'inner_pictures', 'structured_stem', 'structured_attention_mixer',
+           'structured_token_mlp', 'structured_token_linear', 'structured_mlp', 'structured_merging', 'merge_structure']
 
 # %% ../../nbs/papers/12_swat.ipynb #10896b41
 import torch, torch.nn.functional as F
@@ -21,7 +22,7 @@ from ..backbone import Residual
 from ..core import Geometry, Grid, split_prefix, to_image, to_pair, to_tokens
 from ..layers import ConvMixing, MatrixMixing, PrefixMixing, TokenMixer, check_image
 from .mixer import MixerConfig, MLPMixer, PlaceMixer, ResMLP
-from .swin import Swin, SwinConfig
+from .swin import PatchMerging, Swin, SwinConfig
 from .vit import ViT, ViTConfig
 from ..registry import Card, build_variant, register, register_part
 from ..weights import Rules
@@ -285,6 +286,7 @@ variants = dict(vit_ti=SWATViTConfig(192, 12, 3), vit_s=SWATViTConfig(384, 12, 6
                 vit_micro=SWATViTConfig(80, 4, 5, 8, inner=4, hidden=32))
 
 def _card(name, params, macs, top1, *notes, **kw):
+    kw.setdefault('slots', ('stem', 'mixer', 'channel'))
     return Card(name, 'SWAT', 'SWAT: Spatial Structure Within and Among Tokens', 'https://arxiv.org/abs/2111.13677', 'kkahatapitiya/SWAT@58f1bb7',
                 params=params, macs=macs, top1=top1, approximate=True, notes=('Counts and accuracy were read off the figure of the README.', *notes), **kw)
 
@@ -405,10 +407,10 @@ SWATSwin.rules = (Rules('official', r'^layers\.\d+\.downsample\.', (
 # %% ../../nbs/papers/12_swat.ipynb #69fd1d56
 variants |= dict(swin_t=SWATSwinConfig(96), swin_s=SWATSwinConfig(96, (2, 2, 18, 2)))
 
-@register(_card('swat_swin_t', '27.1', '4.7', '81.7', size_multiple=32, pool_size=(7, 7)))
+@register(_card('swat_swin_t', '27.1', '4.7', '81.7', size_multiple=32, pool_size=(7, 7), slots=('stem', 'mixer', 'channel', 'transition')))
 def swat_swin_t(pretrained:bool=False, **kwargs): return build_variant(SWATSwin, swat_swin_t.card, variants['swin_t'], pretrained, **kwargs)
 
-@register(_card('swat_swin_s', '49.0', '9.0', '83.3', size_multiple=32, pool_size=(7, 7)))
+@register(_card('swat_swin_s', '49.0', '9.0', '83.3', size_multiple=32, pool_size=(7, 7), slots=('stem', 'mixer', 'channel', 'transition')))
 def swat_swin_s(pretrained:bool=False, **kwargs): return build_variant(SWATSwin, swat_swin_s.card, variants['swin_s'], pretrained, **kwargs)
 
 # %% ../../nbs/papers/12_swat.ipynb #8e8ff9fb
@@ -423,6 +425,66 @@ def swat_vit_micro(pretrained:bool=False, **kwargs):
 @register(Card('swat_swin_micro', 'SWAT', 'a small SWAT-Swin for 64-pixel pictures', size_multiple=16, pool_size=(4, 4), **_micro))
 def swat_swin_micro(pretrained:bool=False, **kwargs):
     return build_variant(SWATSwin, swat_swin_micro.card, variants['swin_micro'], pretrained, **kwargs)
+
+# %% ../../nbs/papers/12_swat.ipynb #d893f176
+def inner_pictures(host)->dict:
+    "For every stage of a model its width: (pictures inside a token, their side)."
+    found = {}
+    for s, stage in enumerate(host.stages):
+        pixels = int(min(host.geometry(s).stride))
+        side = 2 ** max(0, (pixels // 2).bit_length() - 1)
+        while stage.dim % side**2: side //= 2
+        if side < 2: raise ValueError(f"its tokens of {stage.dim} channels and {pixels} pixels a side hold no pictures of 2×2 or more.")
+        found[stage.dim] = stage.dim // side**2, side
+    return found
+
+def _fitted_part(slot, name, unfit=lambda card: None):
+    "File a function (host) -> factory for `build`."
+    def file(fit):
+        fit.fitted, fit.unfit = fit, unfit
+        return register_part(slot, name)(fit)
+    return file
+
+def _kernel(side): return side // 4 | 1                                          # 1, 1, 3, 5 for 2, 4, 8, 16
+
+@_fitted_part('stem', 'structured')
+def structured_stem(host):
+    kernel, table = (2, False) if host.embed.table is None else (4, True)        # hosts with positions get the local table as well
+    def stem(dim, patch, norm=None, **kw):
+        channels, side = inner_pictures(host)[dim]
+        return StructuredEmbed(channels, side, kernel=kernel, kernel2=patch // (2 * side), table=table, norm=norm and nn.LayerNorm, **kw)
+    return stem
+
+@_fitted_part('mixer', 'structured_attention', Attention.unfit)
+def structured_attention_mixer(host):
+    pictures, last = inner_pictures(host), host.stages[-1].dim
+    def mixer(dim, heads, windows=None, **kw):
+        if windows is not None and windows.shift and dim != last: return Attention(dim, heads, windows=windows, **kw)   # as released
+        return structured_attention(*pictures[dim], _kernel(pictures[dim][1]), heads=heads, windows=windows, **kw)
+    return mixer
+
+@_fitted_part('mixer', 'structured_token_mlp', PlaceMixer.unfit)
+def structured_token_mlp(host, expand=True):
+    pictures = inner_pictures(host)
+    def mixer(dim, grid, hidden, **kw):
+        return StructuredTokenMLP(grid, *pictures[dim], hidden if expand else 0, _kernel(pictures[dim][1]), **kw)
+    return mixer
+
+@_fitted_part('mixer', 'structured_token_linear', PlaceMixer.unfit)
+def structured_token_linear(host): return structured_token_mlp(host, expand=False)
+
+@_fitted_part('channel', 'structured_mlp')
+def structured_mlp(host):
+    kernels = {stage.dim: 3 if min(host.geometry(s).stride) >= 32 else 5 for s, stage in enumerate(host.stages)}
+    return lambda dim, ratio, **kw: StructuredMLP(dim, ratio, kernel=kernels[dim], **kw)
+
+@_fitted_part('transition', 'structured_merging', PatchMerging.unfit)
+def structured_merging(host):
+    pictures, sides = inner_pictures(host), [side for _, side in inner_pictures(host).values()]
+    if any(b != 2 * a for a, b in zip(sides, sides[1:])):
+        raise ValueError(f"merging doubles the pictures inside tokens, but those of its stages have sides of {', '.join(map(str, sides))}.")
+    for s in range(len(host.stages) - 1): StructuredMerging(2, 2, 3).set_input_size(Grid(*host.geometry(s).grid))
+    return lambda dim, dim_out, heads=1: StructuredMerging(*pictures[dim], pictures[dim][1] + 1)
 
 # %% ../../nbs/papers/12_swat.ipynb #d11984f2
 def merge_structure(model:nn.Module):
