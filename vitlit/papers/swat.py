@@ -418,11 +418,16 @@ variants |= dict(swin_micro=SWATSwinConfig(32, (2, 2, 1), (2, 4, 8), 4, inner=(2
                                            merge_kernels=(3, 5), hidden=32))
 _micro = dict(num_classes=10, input_size=(3, 64, 64), crop_pct=1., mean=(.5,)*3, std=(.5,)*3)
 
-@register(Card('swat_vit_micro', 'SWAT', 'a small SWAT-DeiT for 64-pixel pictures', size_multiple=8, **_micro))
+def _shipped(name):
+    return dict(scenes=dict(shipped=f'{name}.scenes.safetensors'), digits=dict(shipped=f'{name}.digits.safetensors', input_size=(3, 32, 32)))
+
+@register(Card('swat_vit_micro', 'SWAT', 'a small SWAT-DeiT for 32 to 64 pixel pictures', size_multiple=8, slots=('stem', 'mixer', 'channel'),
+               weights=_shipped('swat_vit_micro'), default_tag='scenes', **_micro))
 def swat_vit_micro(pretrained:bool=False, **kwargs):
     return build_variant(SWATViT, swat_vit_micro.card, variants['vit_micro'], pretrained, **kwargs)
 
-@register(Card('swat_swin_micro', 'SWAT', 'a small SWAT-Swin for 64-pixel pictures', size_multiple=16, pool_size=(4, 4), **_micro))
+@register(Card('swat_swin_micro', 'SWAT', 'a small SWAT-Swin for 32 to 64 pixel pictures', size_multiple=16, pool_size=(4, 4),
+               slots=('stem', 'mixer', 'channel', 'transition'), weights=_shipped('swat_swin_micro'), default_tag='scenes', **_micro))
 def swat_swin_micro(pretrained:bool=False, **kwargs):
     return build_variant(SWATSwin, swat_swin_micro.card, variants['swin_micro'], pretrained, **kwargs)
 
