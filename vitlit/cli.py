@@ -271,6 +271,7 @@ def mistakes_figure(model, seen, x, labels, probs, names, method, n=4):
             show_map(seen[i], found, k, axs[3 * k + 1 + j], title=title, caption=False, colorbar=False)
     return axs
 
+# %% ../nbs/train/29_cli.ipynb #9e42eb2d
 def curves_figure(history):
     "Losses and accuracy over the epochs, from the rows of history.csv."
     from vitlit.show import axes_grid, plot_lines

@@ -80,7 +80,7 @@ def _words(a):
     if a.notes.get('class_agnostic'): yield 'the same for every class'
     if 'placed' in a.notes: yield f"{number('placed'):.0%} of it fell on patches"
     if 'completeness_gap' in a.notes: yield f"adds up to the score within {max(number('completeness_gap'), .001):.1%}"
-    if 'input_share' in a.notes: yield f"the picture explains {number('input_share'):.0%} of the score, biases the rest"
+    if 'input_share' in a.notes: yield f"{number('input_share'):.0%} of the score is the picture's"
     if a.notes.get('trained') is False: yield 'UNTRAINED weights'
     if a.notes.get('trained', True) is None: yield 'training unknown'
 

@@ -147,7 +147,7 @@ class StructuredQKV(StructuredLinear):
 
 # %% ../../nbs/papers/12_swat.ipynb #686b77d4
 class StructuredMLP(TokenMixer):
-    "A channel mixer with a depth-wise convolution over the grid between its two linear maps, prefix tokens beside it: (B, N, C) -> (B, N, C). Source: section 3.2."
+    "A channel mixer, (B, N, C) -> (B, N, C), that convolves over the grid between its two linear maps; prefix tokens pass. Source: section 3.2."
     def __init__(self, dim:int, ratio:float=4., drop:float=0., kernel:int=5, groups:int=1):
         super().__init__()
         hidden = int(dim * ratio)
