@@ -11,7 +11,7 @@ __all__ = ['variants', 'StructuredEmbed', 'structure_index', 'StructuredLinear',
            'structured_token_mlp', 'structured_token_linear', 'structured_mlp', 'structured_merging', 'merge_structure']
 
 # %% ../../nbs/papers/12_swat.ipynb #10896b41
-import torch, torch.nn.functional as F
+import math, torch, torch.nn.functional as F
 from dataclasses import dataclass
 from functools import partial
 from torch import nn, Tensor
@@ -32,9 +32,10 @@ class StructuredEmbed(nn.Module):
     "A picture into tokens (B, h·w, channels·inner²) whose channels are `channels` small pictures of `inner`×`inner`. Source: section 3.1."
     undecayed = ('table',)
 
-    def __init__(self, channels:int, inner:int, hidden:int=128, kernel:int=4, kernel2:int=1, table:bool=True, norm=None, in_chans:int=3, img_size=224):
+    def __init__(self, channels:int, inner:int, hidden:int=128, kernel:int=4, kernel2:int=1, table:bool=True, norm=None, in_chans:int=3,
+                 img_size=224, merges:int=0): # times that the grid will be halved later
         super().__init__()
-        self.inner, self.step = inner, kernel2                                   # `kernel2` is also the stride of the second convolution
+        self.inner, self.step, self.merges = inner, kernel2, merges              # `kernel2` is also the stride of the second convolution
         self.proj = nn.Conv2d(in_chans, hidden, kernel, 2, (kernel - 2) // 2)
         self.table = nn.Parameter(torch.empty(1, hidden, inner * kernel2, inner * kernel2)) if table else None
         self.norm1 = norm(hidden) if norm else nn.Identity()
@@ -50,12 +51,13 @@ class StructuredEmbed(nn.Module):
         if self.table is not None: trunc_normal_(self.table, std=.02)
 
     def set_input_size(self, img_size):
-        "Take pictures of `img_size` from now on; ValueError, with the nearest sizes that work, where tokens do not divide it."
-        size = to_pair(img_size, 'img_size')
-        fits = tuple(max(self.patch, round(n / self.patch) * self.patch) for n in size)
-        if fits != size:
-            raise ValueError(f"A picture of {size[0]}×{size[1]} pixels cannot be cut into tokens of {self.patch}×{self.patch}; "
-                             f"the nearest size that works is {fits[0]}×{fits[1]}.")
+        "Take pictures of `img_size` from now on; ValueError, with the nearest sizes that work, where tokens (and later merging) do not divide it."
+        size, m = to_pair(img_size, 'img_size'), self.patch * 2**self.merges
+        if size[0] % m or size[1] % m:
+            below, above = (tuple(max(m, f(n / m) * m) for n in size) for f in (math.floor, math.ceil))
+            near = ' or '.join(dict.fromkeys(f'{h}×{w}' for h, w in (below, above)))
+            raise ValueError(f"A picture of {size[0]}×{size[1]} pixels does not fit this model, whose sides must be multiples of {m}; "
+                             f"the nearest that works is {near}.")
         self.img_size, self.grid = size, Grid(*(n // self.patch for n in size))
         return self.grid
 
@@ -378,7 +380,8 @@ class SWATSwin(Swin):
     def __init__(self, cfg:SWATSwinConfig, tokenization:bool=True, within:str='mean', among:bool=True, merged:bool=True, **options):
         channels, last = [dim // r**2 for dim, r in zip(cfg.dims, cfg.inner)], cfg.dims[-1]
         def stem(dim, patch, norm=None, **kw):
-            return StructuredEmbed(channels[0], cfg.inner[0], cfg.hidden, 2, patch // (2 * cfg.inner[0]), table=False, norm=nn.LayerNorm, **kw)
+            return StructuredEmbed(channels[0], cfg.inner[0], cfg.hidden, 2, patch // (2 * cfg.inner[0]), table=False, norm=nn.LayerNorm,
+                                   merges=0 if 'transition' in options else len(cfg.dims) - 1, **kw)
         def mixer(dim, heads, windows, **kw):
             s = cfg.dims.index(dim)
             if windows.shift and dim != last: return Attention(dim, heads, windows=windows, **kw)
@@ -391,7 +394,6 @@ class SWATSwin(Swin):
         if within != 'linear': slots['mixer'] = mixer
         if among: slots['channel'] = channel
         super().__init__(cfg, **(slots | options))
-        self._resize(self.img_size)                                              # refuses, now, a size that some merging could not halve
 
 def _structured(m, name): return f"stages.{m[1]}.blocks.{m[2]}.token_mixer.op.{name}.{'conv.' if int(m[2]) % 2 == 0 or m[1] == '3' else ''}"
 
@@ -454,6 +456,7 @@ def _kernel(side): return side // 4 | 1                                         
 
 @_fitted_part('stem', 'structured')
 def structured_stem(host):
+    "What makes structure-aware stems for `host`."
     kernel, table = (2, False) if host.embed.table is None else (4, True)        # hosts with positions get the local table as well
     def stem(dim, patch, norm=None, **kw):
         channels, side = inner_pictures(host)[dim]
@@ -462,29 +465,35 @@ def structured_stem(host):
 
 @_fitted_part('mixer', 'structured_attention', Attention.unfit)
 def structured_attention_mixer(host):
+    "What makes attention that convolves inside tokens for `host`; shifted windows stay plain but in the last stage, as released."
     pictures, last = inner_pictures(host), host.stages[-1].dim
     def mixer(dim, heads, windows=None, **kw):
-        if windows is not None and windows.shift and dim != last: return Attention(dim, heads, windows=windows, **kw)   # as released
+        if windows is not None and windows.shift and dim != last: return Attention(dim, heads, windows=windows, **kw)
         return structured_attention(*pictures[dim], _kernel(pictures[dim][1]), heads=heads, windows=windows, **kw)
     return mixer
 
 @_fitted_part('mixer', 'structured_token_mlp', PlaceMixer.unfit)
 def structured_token_mlp(host, expand=True):
+    "What makes token perceptrons that convolve inside tokens for `host`."
     pictures = inner_pictures(host)
     def mixer(dim, grid, hidden, **kw):
         return StructuredTokenMLP(grid, *pictures[dim], hidden if expand else 0, _kernel(pictures[dim][1]), **kw)
     return mixer
 
 @_fitted_part('mixer', 'structured_token_linear', PlaceMixer.unfit)
-def structured_token_linear(host): return structured_token_mlp(host, expand=False)
+def structured_token_linear(host):
+    "What makes ResMLP's form of it for `host`."
+    return structured_token_mlp(host, expand=False)
 
 @_fitted_part('channel', 'structured_mlp')
 def structured_mlp(host):
+    "What makes perceptrons that convolve among tokens for `host`."
     kernels = {stage.dim: 3 if min(host.geometry(s).stride) >= 32 else 5 for s, stage in enumerate(host.stages)}
     return lambda dim, ratio, **kw: StructuredMLP(dim, ratio, kernel=kernels[dim], **kw)
 
 @_fitted_part('transition', 'structured_merging', PatchMerging.unfit)
 def structured_merging(host):
+    "What makes merging over the full map for `host`; ValueError where pictures do not double from stage to stage or a grid is odd."
     pictures, sides = inner_pictures(host), [side for _, side in inner_pictures(host).values()]
     if any(b != 2 * a for a, b in zip(sides, sides[1:])):
         raise ValueError(f"merging doubles the pictures inside tokens, but those of its stages have sides of {', '.join(map(str, sides))}.")
