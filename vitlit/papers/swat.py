@@ -472,6 +472,7 @@ def structured_attention_mixer(host):
         return structured_attention(*pictures[dim], _kernel(pictures[dim][1]), heads=heads, windows=windows, **kw)
     return mixer
 
+# %% ../../nbs/papers/12_swat.ipynb #6455ca8a
 @_fitted_part('mixer', 'structured_token_mlp', PlaceMixer.unfit)
 def structured_token_mlp(host, expand=True):
     "What makes token perceptrons that convolve inside tokens for `host`."
