@@ -184,7 +184,7 @@ class StructuredTokenMLP(PlaceMixer):
         "Each hidden token (B, K, C) convolved with its own kernel, over each of its inner pictures."
         pictures = h.unflatten(2, (self.channels, self.inner, self.inner)).flatten(1, 2)       # B K·c inner inner
         w, b = (t.repeat_interleave(self.channels, 0) for t in (self.conv.weight, self.conv.bias))
-        y = F.conv2d(pictures, w, b, padding=self.conv.padding, groups=len(w))
+        y = F.conv2d(pictures, w, b, padding=self.conv.padding, groups=self.conv.out_channels * self.channels)
         return y.flatten(2).unflatten(1, (-1, self.channels)).flatten(2)
 
     def forward(self, x, grid=None):
