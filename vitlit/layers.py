@@ -63,10 +63,10 @@ class ConvMixing(Mixing):
         return ConvMixing(E, self.grid_in, self.window['kernel_size'], self.window['stride'], self.window['padding'])
 
 class PrefixMixing(Mixing):
-    "Prefix tokens pass straight through beside an operator on the patches."
-    def __init__(self, prefix, patches): self.prefix, self.patches = prefix, patches
-    def apply(self, x): return torch.cat((x[:, :self.prefix], self.patches.apply(x[:, self.prefix:])), 1)
-    def apply_transposed(self, r): return torch.cat((r[:, :self.prefix], self.patches.apply_transposed(r[:, self.prefix:])), 1)
+    "Prefix tokens pass straight through beside an operator on the patches, with weight `share`: 0 inside a residual branch that leaves them where they are."
+    def __init__(self, prefix, patches, share=1.): self.prefix, self.patches, self.share = prefix, patches, share
+    def apply(self, x): return torch.cat((self.share * x[:, :self.prefix], self.patches.apply(x[:, self.prefix:])), 1)
+    def apply_transposed(self, r): return torch.cat((self.share * r[:, :self.prefix], self.patches.apply_transposed(r[:, self.prefix:])), 1)
     def ones(self): return F.pad(self.patches.ones(), (self.prefix, 0), value=1.)
 
 class InsertMixing(Mixing):

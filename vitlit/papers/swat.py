@@ -167,7 +167,7 @@ class StructuredMLP(TokenMixer):
     def mixing(self, record, grad=None):
         P = record.grid.num_prefix
         patches = ConvMixing.depthwise(to_image(record.x, record.grid), self.conv, None if grad is None else grad[:, P:], self.groups)
-        return PrefixMixing(P, patches) if P else patches
+        return PrefixMixing(P, patches, share=0.) if P else patches              # the branch moves nothing to or from prefix tokens
 
 # %% ../../nbs/papers/12_swat.ipynb #b2bd7299
 class StructuredTokenMLP(PlaceMixer):
