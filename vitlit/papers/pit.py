@@ -9,39 +9,52 @@ __all__ = ['variants', 'PiTPool', 'AveragePool', 'PiTConfig', 'PiT', 'pit_ti', '
 # %% ../../nbs/papers/11_pit.ipynb #2503d636
 import torch, torch.nn.functional as F
 from dataclasses import dataclass
-from torch import nn, Tensor
+from functools import partial
+from torch import nn
 
 from ..attention import Attention
-from ..backbone import Backbone, Block, Residual, Stage, TokenHead
+from ..backbone import Backbone, residual_block, Stage, TokenHead
 from ..core import split_prefix, to_image, to_tokens
-from ..layers import ChannelMLP, ConvMixing, PatchEmbed, PrefixMixing, TokenEmbed, TokenMixer, drop_path_rates
-from ..registry import Card, build_variant, register, register_part
-from ..weights import Rules, convert
+from ..layers import ChannelMLP, drop_path_rates, grid_conv, PatchEmbed, TokenEmbed
+from ..mixing import ConvMixing, PrefixMixing, TokenMixer
+from ..registry import build_variant, Card, register, register_part, shipped
+from ..weights import NameRules
 
 # %% ../../nbs/papers/11_pit.ipynb #df0e06a0
 class PiTPool(TokenMixer):
     "Patches by a strided depth-wise convolution, prefix tokens by a linear map: (B, P + H·W, C) -> (B, P + ⌈H/2⌉·⌈W/2⌉, 2C). Source: section 3.2."
-    def __init__(self, dim:int, dim_out:int, heads:int=1):
+
+    def __init__(self, dim: int, dim_out: int, heads: int = 1):
         super().__init__()
-        self.heads = heads # of the stage that follows; groups channels when relevance is followed back
+        self.heads = (
+            heads  # of the stage that follows; groups channels when relevance is followed back
+        )
         self.conv = nn.Conv2d(dim, dim_out, 3, stride=2, padding=1, groups=dim)
         self.fc = nn.Linear(dim, dim_out)
 
-    def geometry(self, g): return g.conv(3, 2, 1)
-    def set_input_size(self, grid): return grid.resized((grid.h + 1) // 2, (grid.w + 1) // 2)
+    def geometry(self, g):
+        return g.conv(3, 2, 1)
+
+    def set_input_size(self, grid):
+        return grid.resized((grid.h + 1) // 2, (grid.w + 1) // 2)
 
     def forward(self, x, grid):
         prefix, _ = split_prefix(x, grid)
-        image = self.conv(to_image(x, grid))
-        y = to_tokens(image, self.fc(prefix))
+        y = grid_conv(self.conv, x, grid, self.fc(prefix))
         self.report(x=x, y=y, grid=grid)
         return y, self.set_input_size(grid)
 
     def mixing(self, record, grad=None):
-        "Row-normalised contributions of the patches; without `grad` their size, with it their part in the score. Prefix tokens pass."
+        "Row-normalized contributions of the patches; without `grad` their size, with it their part in the score. Prefix tokens pass."
         P = record.grid.num_prefix
-        patches = ConvMixing.depthwise(to_image(record.x, record.grid), self.conv, None if grad is None else grad[:, P:], self.heads)
-        return PrefixMixing(P, patches.normalised())
+        patches = ConvMixing.depthwise(
+            to_image(record.x, record.grid),
+            self.conv,
+            None if grad is None else grad[:, P:],
+            self.heads,
+        )
+        return PrefixMixing(P, patches.normalized())
+
 
 register_part('transition', 'pit')(PiTPool);
 
@@ -49,9 +62,13 @@ register_part('transition', 'pit')(PiTPool);
 @register_part('transition', 'average')
 class AveragePool(PiTPool):
     "PiT's pooling without parameters: the mean of each 3×3 window, every channel twice; prefix tokens are copied."
-    def __init__(self, dim:int, dim_out:int, heads:int=1):
+
+    def __init__(self, dim: int, dim_out: int, heads: int = 1):
         nn.Module.__init__(self)
-        if dim_out % dim: raise ValueError(f"AveragePool copies channels, so {dim_out} must be a multiple of {dim}; choose widths that are.")
+        if dim_out % dim:
+            raise ValueError(
+                f"AveragePool copies channels, so {dim_out} must be a multiple of {dim}; choose widths that are."
+            )
         self.copies = dim_out // dim
 
     def forward(self, x, grid):
@@ -63,95 +80,212 @@ class AveragePool(PiTPool):
 
     def mixing(self, record, grad=None):
         places = record.y.shape[1] - record.grid.num_prefix
-        return PrefixMixing(record.grid.num_prefix, ConvMixing(record.y.new_zeros(len(record.y), 9, places), record.grid.size, 3, 2, 1).normalised())
+        return PrefixMixing(
+            record.grid.num_prefix,
+            ConvMixing(
+                record.y.new_zeros(len(record.y), 9, places), record.grid.size, 3, 2, 1
+            ).normalized(),
+        )
 
 # %% ../../nbs/papers/11_pit.ipynb #3d039996
 @dataclass(frozen=True)
 class PiTConfig:
     "One pooling-based transformer: a stage for every entry of `heads` and `depth`."
-    head_dim: int # width of a head, in every stage
-    heads: tuple # per stage
-    depth: tuple = (2, 6, 4) # blocks per stage
-    patch: int = 16 # kernel of the stem, pixels
-    stride: int = 8 # of the stem, pixels
-    mlp_ratio: float = 4.
+
+    head_dim: int  # width of a head, in every stage
+    heads: tuple  # per stage
+    depth: tuple = (2, 6, 4)  # blocks per stage
+    patch: int = 16  # kernel of the stem, pixels
+    stride: int = 8  # of the stem, pixels
+    mlp_ratio: float = 4.0
 
     @property
-    def dims(self): return tuple(self.head_dim * h for h in self.heads)
+    def dims(self):
+        return tuple(self.head_dim * h for h in self.heads)
+
     @property
-    def num_taps(self): return len(self.depth)
+    def num_taps(self):
+        return len(self.depth)
+
 
 class PiT(Backbone):
     "Overlapping stem, stages of global attention with pooling between them, class token(s). Source: section 3.3."
-    def __init__(self, cfg:PiTConfig, num_classes:int=1000, in_chans:int=3, img_size=224, global_pool:str='token', distilled:bool=False,
-                 drop_rate:float=0., pos_drop_rate:float=0., proj_drop_rate:float=0., attn_drop_rate:float=0., drop_path_rate:float=0.,
-                 mixer=Attention, channel=ChannelMLP, transition=PiTPool):
+
+    def __init__(
+        self,
+        cfg: PiTConfig,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        img_size=224,
+        global_pool: str = 'token',
+        distilled: bool = False,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        mixer=Attention,
+        channel=ChannelMLP,
+        transition=PiTPool,
+    ):
         roles = ('cls', 'dist') if distilled else ('cls',)
         stem = PatchEmbed(cfg.dims[0], cfg.patch, cfg.stride, in_chans=in_chans, img_size=img_size)
         embed = TokenEmbed(cfg.dims[0], stem.grid, roles, entries=0, drop=pos_drop_rate)
-        def block(dim, heads, p):
-            norm = lambda: nn.LayerNorm(dim, eps=1e-6)
-            return Block(token_mixer=Residual(mixer(dim, heads, attn_drop=attn_drop_rate, drop=proj_drop_rate), norm(), drop_path=p),
-                         channel_mixer=Residual(channel(dim, cfg.mlp_ratio, drop=proj_drop_rate), norm(), drop_path=p))
-        stages, previous = [], None
-        for dim, heads, rates in zip(cfg.dims, cfg.heads, drop_path_rates(drop_path_rate, cfg.depth, full=False)):
-            stages.append(Stage([block(dim, heads, p) for p in rates], dim, transition(previous, dim, heads) if previous else None))
-            previous = dim
-        super().__init__(stem, embed, stages, nn.LayerNorm(previous, eps=1e-6), TokenHead(previous, num_classes, roles, global_pool, drop_rate))
 
-    @staticmethod
-    def checkpoint_filter(state, model): return convert(state, model)[0]
+        def block(dim, heads, p):
+            return residual_block(
+                mixer(dim, heads, attn_drop=attn_drop_rate, drop=proj_drop_rate),
+                channel(dim, cfg.mlp_ratio, drop=proj_drop_rate),
+                partial(nn.LayerNorm, dim, eps=1e-6),
+                p,
+            )
+
+        stages, previous = [], None
+        for dim, heads, rates in zip(
+            cfg.dims, cfg.heads, drop_path_rates(drop_path_rate, cfg.depth, full=False)
+        ):
+            stages.append(
+                Stage(
+                    [block(dim, heads, p) for p in rates],
+                    dim,
+                    transition(previous, dim, heads) if previous else None,
+                )
+            )
+            previous = dim
+        super().__init__(
+            stem,
+            embed,
+            stages,
+            nn.LayerNorm(previous, eps=1e-6),
+            TokenHead(previous, num_classes, roles, global_pool, drop_rate),
+        )
 
 # %% ../../nbs/papers/11_pit.ipynb #7ea0bff4
-_names = ((r'^patch_embed\.conv\.', 'stem.proj.'), (r'^cls_token$', 'embed.prefix'), (r'^pos_embed$', 'embed.table'),
-          (r'^transformers\.(\d+)\.pool\.', r'stages.\1.transition.'), (r'^pools\.(\d+)\.', lambda m: f'stages.{int(m[1]) + 1}.transition.'),
-          (r'^transformers\.', 'stages.'), (r'\.norm1\.', '.token_mixer.norm.'),
-          (r'\.attn\.qkv\.', '.token_mixer.op.project.'), (r'\.attn\.proj\.', '.token_mixer.op.out.'), (r'\.norm2\.', '.channel_mixer.norm.'),
-          (r'\.mlp\.', '.channel_mixer.op.'), (r'^head\.(weight|bias)', r'head.fc.\1'), (r'^head_dist\.', 'head.fc_dist.'))
-_tensors = {'embed.table': lambda t, model: t.flatten(2).transpose(1, 2) if t.ndim == 4 else t}
-PiT.rules = (Rules('timm', r'^transformers\.\d+\.pool\.', _names, _tensors), Rules('official', r'^transformers\.', _names, _tensors))
+_names = (
+    (r'^patch_embed\.conv\.', 'stem.proj.'),
+    (r'^cls_token$', 'embed.prefix'),
+    (r'^pos_embed$', 'embed.pos_embed'),
+    (r'^transformers\.(\d+)\.pool\.', r'stages.\1.transition.'),
+    (r'^pools\.(\d+)\.', lambda m: f'stages.{int(m[1]) + 1}.transition.'),
+    (r'^transformers\.', 'stages.'),
+    (r'\.norm1\.', '.token_mixer.norm.'),
+    (r'\.attn\.qkv\.', '.token_mixer.op.qkv.'),
+    (r'\.attn\.proj\.', '.token_mixer.op.proj.'),
+    (r'\.norm2\.', '.channel_mixer.norm.'),
+    (r'\.mlp\.', '.channel_mixer.op.'),
+    (r'^head\.(weight|bias)', r'head.fc.\1'),
+    (r'^head_dist\.', 'head.fc_dist.'),
+)
+_tensors = {'embed.pos_embed': lambda t, model: t.flatten(2).transpose(1, 2) if t.ndim == 4 else t}
+PiT.name_rules = (
+    NameRules('timm', r'^transformers\.\d+\.pool\.', _names, _tensors),
+    NameRules('official', r'^transformers\.', _names, _tensors),
+)
 
 # %% ../../nbs/papers/11_pit.ipynb #6131866d
-variants = dict(ti=PiTConfig(32, (2, 4, 8)), xs=PiTConfig(48, (2, 4, 8)), s=PiTConfig(48, (3, 6, 12)),
-                b=PiTConfig(64, (4, 8, 16), (3, 6, 4), patch=14, stride=7), micro=PiTConfig(16, (2, 4, 8), (2, 4, 1), patch=8, stride=4))
+variants = dict(
+    ti=PiTConfig(32, (2, 4, 8)),
+    xs=PiTConfig(48, (2, 4, 8)),
+    s=PiTConfig(48, (3, 6, 12)),
+    b=PiTConfig(64, (4, 8, 16), (3, 6, 4), patch=14, stride=7),
+    micro=PiTConfig(16, (2, 4, 8), (2, 4, 1), patch=8, stride=4),
+)
+
 
 def _card(name, params, macs, top1, notes=()):
-    return Card(name, 'PiT', 'Rethinking Spatial Dimensions of Vision Transformers', 'https://arxiv.org/abs/2103.16302', 'naver-ai/pit@9d97a62',
-                params=params, macs=macs, top1=top1, notes=notes, slots=('mixer', 'channel', 'transition'),
-                weights=dict(in1k=dict(hf_hub_id=f'timm/{name}_224.in1k')), default_tag='in1k',
-                classifier=('head.fc', 'head.fc_dist') if name.endswith('distilled') else ('head.fc',))
+    return Card(
+        name,
+        'PiT',
+        'Rethinking Spatial Dimensions of Vision Transformers',
+        'https://arxiv.org/abs/2103.16302',
+        'naver-ai/pit@9d97a62',
+        license='Apache-2.0',
+        params=params,
+        macs=macs,
+        top1=top1,
+        notes=notes,
+        slots=('mixer', 'channel', 'transition'),
+        weights=dict(in1k=dict(hf_hub_id=f'timm/{name}_224.in1k')),
+        default_tag='in1k',
+        classifier=('head.fc', 'head.fc_dist') if name.endswith('distilled') else ('head.fc',),
+    )
 
-@register(_card('pit_ti', '4.9', '0.71', '73.0', ('The released network has 4,847,272 parameters, which rounds to 4.8 M; the README prints 4.9 M.',)))
-def pit_ti(pretrained:bool=False, **kwargs): return build_variant(PiT, pit_ti.card, variants['ti'], pretrained, **kwargs)
 
-@register(_card('pit_xs', '10.6', '1.4', '78.1'))
-def pit_xs(pretrained:bool=False, **kwargs): return build_variant(PiT, pit_xs.card, variants['xs'], pretrained, **kwargs)
+@register(
+    _card(
+        'pit_ti',
+        '4.9',
+        '0.71',
+        '73.0',
+        (
+            'The released network has 4,847,272 parameters, which rounds to 4.8 M; the README prints 4.9 M.',
+        ),
+    ),
+    PiT,
+)
+def pit_ti(pretrained: bool = False, **kwargs):
+    return build_variant(PiT, pit_ti.card, variants['ti'], pretrained, **kwargs)
 
-@register(_card('pit_s', '23.5', '2.9', '80.9'))
-def pit_s(pretrained:bool=False, **kwargs): return build_variant(PiT, pit_s.card, variants['s'], pretrained, **kwargs)
 
-@register(_card('pit_b', '73.8', '12.5', '82.0'))
-def pit_b(pretrained:bool=False, **kwargs): return build_variant(PiT, pit_b.card, variants['b'], pretrained, **kwargs)
+@register(_card('pit_xs', '10.6', '1.4', '78.1'), PiT)
+def pit_xs(pretrained: bool = False, **kwargs):
+    return build_variant(PiT, pit_xs.card, variants['xs'], pretrained, **kwargs)
 
-@register(_card('pit_ti_distilled', '', '0.71', '74.6'))
-def pit_ti_distilled(pretrained:bool=False, **kwargs):
-    return build_variant(PiT, pit_ti_distilled.card, variants['ti'], pretrained, distilled=True, **kwargs)
 
-@register(_card('pit_xs_distilled', '', '1.4', '79.1'))
-def pit_xs_distilled(pretrained:bool=False, **kwargs):
-    return build_variant(PiT, pit_xs_distilled.card, variants['xs'], pretrained, distilled=True, **kwargs)
+@register(_card('pit_s', '23.5', '2.9', '80.9'), PiT)
+def pit_s(pretrained: bool = False, **kwargs):
+    return build_variant(PiT, pit_s.card, variants['s'], pretrained, **kwargs)
 
-@register(_card('pit_s_distilled', '', '2.9', '81.9'))
-def pit_s_distilled(pretrained:bool=False, **kwargs):
-    return build_variant(PiT, pit_s_distilled.card, variants['s'], pretrained, distilled=True, **kwargs)
 
-@register(_card('pit_b_distilled', '', '12.5', '84.0'))
-def pit_b_distilled(pretrained:bool=False, **kwargs):
-    return build_variant(PiT, pit_b_distilled.card, variants['b'], pretrained, distilled=True, **kwargs)
+@register(_card('pit_b', '73.8', '12.5', '82.0'), PiT)
+def pit_b(pretrained: bool = False, **kwargs):
+    return build_variant(PiT, pit_b.card, variants['b'], pretrained, **kwargs)
+
+
+@register(_card('pit_ti_distilled', '', '0.71', '74.6'), PiT, fixed=('distilled',))
+def pit_ti_distilled(pretrained: bool = False, **kwargs):
+    return build_variant(
+        PiT, pit_ti_distilled.card, variants['ti'], pretrained, distilled=True, **kwargs
+    )
+
+
+@register(_card('pit_xs_distilled', '', '1.4', '79.1'), PiT, fixed=('distilled',))
+def pit_xs_distilled(pretrained: bool = False, **kwargs):
+    return build_variant(
+        PiT, pit_xs_distilled.card, variants['xs'], pretrained, distilled=True, **kwargs
+    )
+
+
+@register(_card('pit_s_distilled', '', '2.9', '81.9'), PiT, fixed=('distilled',))
+def pit_s_distilled(pretrained: bool = False, **kwargs):
+    return build_variant(
+        PiT, pit_s_distilled.card, variants['s'], pretrained, distilled=True, **kwargs
+    )
+
+
+@register(_card('pit_b_distilled', '', '12.5', '84.0'), PiT, fixed=('distilled',))
+def pit_b_distilled(pretrained: bool = False, **kwargs):
+    return build_variant(
+        PiT, pit_b_distilled.card, variants['b'], pretrained, distilled=True, **kwargs
+    )
 
 # %% ../../nbs/papers/11_pit.ipynb #cc1b89cc
-@register(Card('pit_micro', 'PiT', 'a small PiT for 32 to 64 pixel pictures, trained on the page about training',
-               slots=('mixer', 'channel', 'transition'), default_tag='scenes',
-               weights=dict(scenes=dict(shipped='pit_micro.scenes.safetensors'), digits=dict(shipped='pit_micro.digits.safetensors', input_size=(3, 32, 32))),
-               num_classes=10, input_size=(3, 64, 64), crop_pct=1., mean=(.5,)*3, std=(.5,)*3))
-def pit_micro(pretrained:bool=False, **kwargs): return build_variant(PiT, pit_micro.card, variants['micro'], pretrained, **kwargs)
+@register(
+    Card(
+        'pit_micro',
+        'PiT',
+        'a small PiT for 32 to 64 pixel images, trained on the page about training',
+        license='Apache-2.0',
+        slots=('mixer', 'channel', 'transition'),
+        default_tag='scenes',
+        weights=shipped('pit_micro', 'scenes', 'digits'),
+        num_classes=10,
+        input_size=(3, 64, 64),
+        crop_pct=1.0,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    ),
+    PiT,
+)
+def pit_micro(pretrained: bool = False, **kwargs):
+    return build_variant(PiT, pit_micro.card, variants['micro'], pretrained, **kwargs)

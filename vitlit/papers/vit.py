@@ -9,106 +9,232 @@ __all__ = ['variants', 'ViTConfig', 'ViT', 'deit_ti', 'deit_s', 'deit_b', 'deit_
 # %% ../../nbs/papers/10a_vit.ipynb #584cf4b6
 import torch
 from dataclasses import dataclass
+from functools import partial
 from torch import nn
-from timm.layers import trunc_normal_
 
 from ..attention import Attention
-from ..backbone import Backbone, Block, Residual, Stage, TokenHead
-from ..core import to_pair
-from ..layers import ChannelMLP, PatchEmbed, TokenEmbed, drop_path_rates
-from ..registry import Card, build_variant, register, register_part
-from ..weights import Rules, convert
+from vitlit.backbone import (
+    Backbone,
+    residual_block,
+    Stage,
+    TokenHead,
+    truncated_linear,
+)
+from ..layers import ChannelMLP, drop_path_rates, PatchEmbed, TokenEmbed
+from ..registry import build_variant, Card, register, register_part, shipped
+from ..weights import NameRules
 
 # %% ../../nbs/papers/10a_vit.ipynb #b9d50509
 @dataclass(frozen=True)
 class ViTConfig:
     "One plain vision transformer."
-    dim: int # width C
-    depth: int # blocks
+
+    dim: int  # width C
+    depth: int  # blocks
     heads: int
-    patch: int = 16 # pixels a side
-    mlp_ratio: float = 4.
+    patch: int = 16  # pixels a side
+    mlp_ratio: float = 4.0
 
     @property
-    def num_taps(self): return self.depth
+    def num_taps(self):
+        return self.depth
+
 
 register_part('mixer', 'attention')(Attention)
 register_part('channel', 'mlp')(ChannelMLP)
 register_part('stem', 'patches')(PatchEmbed)
 
+
 class ViT(Backbone):
     "Patches, class token(s), one stage of global attention, norm, classifier. Source: ViT section 3.1, DeiT section 4."
-    def __init__(self, cfg:ViTConfig, num_classes:int=1000, in_chans:int=3, img_size=224, global_pool:str='token', class_token:bool=True,
-                 distilled:bool=False, drop_rate:float=0., pos_drop_rate:float=0., proj_drop_rate:float=0., attn_drop_rate:float=0.,
-                 drop_path_rate:float=0., stem=PatchEmbed, mixer=Attention, channel=ChannelMLP):
-        if distilled and not class_token: raise ValueError("A distilled model has two tokens; leave class_token on, or distilled off.")
+
+    def __init__(
+        self,
+        cfg: ViTConfig,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        img_size=224,
+        global_pool: str = 'token',
+        class_token: bool = True,
+        distilled: bool = False,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        stem=PatchEmbed,
+        mixer=Attention,
+        channel=ChannelMLP,
+    ):
+        if distilled and not class_token:
+            raise ValueError(
+                "A distilled model has two tokens; leave class_token on, or distilled off."
+            )
         roles = ('cls', 'dist') if distilled else ('cls',) if class_token else ()
         stem = stem(cfg.dim, cfg.patch, in_chans=in_chans, img_size=img_size)
         embed = TokenEmbed(cfg.dim, stem.grid, roles, entries=len(roles), drop=pos_drop_rate)
+
         def block(p):
-            norm = lambda: nn.LayerNorm(cfg.dim, eps=1e-6)
-            return Block(token_mixer=Residual(mixer(cfg.dim, cfg.heads, attn_drop=attn_drop_rate, drop=proj_drop_rate), norm(), drop_path=p),
-                         channel_mixer=Residual(channel(cfg.dim, cfg.mlp_ratio, drop=proj_drop_rate), norm(), drop_path=p))
-        rates, = drop_path_rates(drop_path_rate, [cfg.depth])
-        super().__init__(stem, embed, [Stage([block(p) for p in rates], cfg.dim)], nn.LayerNorm(cfg.dim, eps=1e-6),
-                         TokenHead(cfg.dim, num_classes, roles, global_pool, drop_rate))
+            return residual_block(
+                mixer(cfg.dim, cfg.heads, attn_drop=attn_drop_rate, drop=proj_drop_rate),
+                channel(cfg.dim, cfg.mlp_ratio, drop=proj_drop_rate),
+                partial(nn.LayerNorm, cfg.dim, eps=1e-6),
+                p,
+            )
 
-    @staticmethod
-    def init_module(m):
-        if isinstance(m, nn.Linear):
-            trunc_normal_(m.weight, std=.02)
-            if m.bias is not None: nn.init.zeros_(m.bias)
+        (rates,) = drop_path_rates(drop_path_rate, [cfg.depth])
+        super().__init__(
+            stem,
+            embed,
+            [Stage([block(p) for p in rates], cfg.dim)],
+            nn.LayerNorm(cfg.dim, eps=1e-6),
+            TokenHead(cfg.dim, num_classes, roles, global_pool, drop_rate),
+        )
 
-    @staticmethod
-    def checkpoint_filter(state, model): return convert(state, model)[0]
+    init_module = staticmethod(truncated_linear)
 
 # %% ../../nbs/papers/10a_vit.ipynb #d0e4f1df
-_names = ((r'^patch_embed\.', 'stem.'), (r'^cls_token$', 'embed.prefix'), (r'^pos_embed$', 'embed.table'), (r'^blocks\.', 'stages.0.blocks.'),
-          (r'\.norm1\.', '.token_mixer.norm.'), (r'\.attn\.qkv\.', '.token_mixer.op.project.'), (r'\.attn\.proj\.', '.token_mixer.op.out.'),
-          (r'\.norm2\.', '.channel_mixer.norm.'), (r'\.mlp\.', '.channel_mixer.op.'), (r'^head\.(weight|bias)', r'head.fc.\1'),
-          (r'^head_dist\.', 'head.fc_dist.'))
-ViT.rules = (Rules('official', r'^blocks\.\d+\.attn\.', _names, merge={'embed.prefix': ('cls_token', 'dist_token')}),)
+_names = (
+    (r'^patch_embed\.', 'stem.'),
+    (r'^cls_token$', 'embed.prefix'),
+    (r'^pos_embed$', 'embed.pos_embed'),
+    (r'^blocks\.', 'stages.0.blocks.'),
+    (r'\.norm1\.', '.token_mixer.norm.'),
+    (r'\.attn\.qkv\.', '.token_mixer.op.qkv.'),
+    (r'\.attn\.proj\.', '.token_mixer.op.proj.'),
+    (r'\.norm2\.', '.channel_mixer.norm.'),
+    (r'\.mlp\.', '.channel_mixer.op.'),
+    (r'^head\.(weight|bias)', r'head.fc.\1'),
+    (r'^head_dist\.', 'head.fc_dist.'),
+)
+ViT.name_rules = (
+    NameRules(
+        'official',
+        r'^blocks\.\d+\.attn\.',
+        _names,
+        merge={'embed.prefix': ('cls_token', 'dist_token')},
+    ),
+)
 
 # %% ../../nbs/papers/10a_vit.ipynb #0fa7aa24
-variants = dict(ti=ViTConfig(192, 12, 3), s=ViTConfig(384, 12, 6), b=ViTConfig(768, 12, 12), b32=ViTConfig(768, 12, 12, patch=32),
-                micro=ViTConfig(96, 4, 4, patch=8))
+variants = dict(
+    ti=ViTConfig(192, 12, 3),
+    s=ViTConfig(384, 12, 6),
+    b=ViTConfig(768, 12, 12),
+    b32=ViTConfig(768, 12, 12, patch=32),
+    micro=ViTConfig(96, 4, 4, patch=8),
+)
+
 
 def _card(name, params, macs, top1, hub, distilled=False, **kw):
-    return Card(name, 'DeiT', 'Training data-efficient image transformers & distillation through attention', 'https://arxiv.org/abs/2012.12877',
-                'facebookresearch/deit@7e160fe', params=params, macs=macs, top1=top1, slots=('stem', 'mixer', 'channel'), default_tag='fb_in1k',
-                weights=dict(fb_in1k=dict(hf_hub_id=f'timm/{hub}.fb_in1k')), classifier=('head.fc', 'head.fc_dist') if distilled else ('head.fc',), **kw)
+    return Card(
+        name,
+        'DeiT',
+        'Training data-efficient image transformers & distillation through attention',
+        'https://arxiv.org/abs/2012.12877',
+        'facebookresearch/deit@7e160fe',
+        license='Apache-2.0',
+        params=params,
+        macs=macs,
+        top1=top1,
+        slots=('stem', 'mixer', 'channel'),
+        default_tag='fb_in1k',
+        weights=dict(fb_in1k=dict(hf_hub_id=f'timm/{hub}.fb_in1k')),
+        classifier=('head.fc', 'head.fc_dist') if distilled else ('head.fc',),
+        **kw,
+    )
 
-@register(_card('deit_ti', '5.7', '1.3', '72.2', 'deit_tiny_patch16_224'))
-def deit_ti(pretrained:bool=False, **kwargs): return build_variant(ViT, deit_ti.card, variants['ti'], pretrained, **kwargs)
 
-@register(_card('deit_s', '22.1', '4.6', '79.8', 'deit_small_patch16_224'))
-def deit_s(pretrained:bool=False, **kwargs): return build_variant(ViT, deit_s.card, variants['s'], pretrained, **kwargs)
+@register(_card('deit_ti', '5.7', '1.3', '72.2', 'deit_tiny_patch16_224'), ViT)
+def deit_ti(pretrained: bool = False, **kwargs):
+    return build_variant(ViT, deit_ti.card, variants['ti'], pretrained, **kwargs)
 
-@register(_card('deit_b', '86.6', '17.6', '81.8', 'deit_base_patch16_224'))
-def deit_b(pretrained:bool=False, **kwargs): return build_variant(ViT, deit_b.card, variants['b'], pretrained, **kwargs)
 
-@register(_card('deit_ti_distilled', '6', '', '74.5', 'deit_tiny_distilled_patch16_224', True))
-def deit_ti_distilled(pretrained:bool=False, **kwargs):
-    return build_variant(ViT, deit_ti_distilled.card, variants['ti'], pretrained, distilled=True, **kwargs)
+@register(_card('deit_s', '22.1', '4.6', '79.8', 'deit_small_patch16_224'), ViT)
+def deit_s(pretrained: bool = False, **kwargs):
+    return build_variant(ViT, deit_s.card, variants['s'], pretrained, **kwargs)
 
-@register(_card('deit_s_distilled', '22', '', '81.2', 'deit_small_distilled_patch16_224', True))
-def deit_s_distilled(pretrained:bool=False, **kwargs):
-    return build_variant(ViT, deit_s_distilled.card, variants['s'], pretrained, distilled=True, **kwargs)
 
-@register(_card('deit_b_distilled', '87', '', '83.4', 'deit_base_distilled_patch16_224', True))
-def deit_b_distilled(pretrained:bool=False, **kwargs):
-    return build_variant(ViT, deit_b_distilled.card, variants['b'], pretrained, distilled=True, **kwargs)
+@register(_card('deit_b', '86.6', '17.6', '81.8', 'deit_base_patch16_224'), ViT)
+def deit_b(pretrained: bool = False, **kwargs):
+    return build_variant(ViT, deit_b.card, variants['b'], pretrained, **kwargs)
+
+
+@register(
+    _card('deit_ti_distilled', '6', '', '74.5', 'deit_tiny_distilled_patch16_224', True),
+    ViT,
+    fixed=('distilled',),
+)
+def deit_ti_distilled(pretrained: bool = False, **kwargs):
+    return build_variant(
+        ViT, deit_ti_distilled.card, variants['ti'], pretrained, distilled=True, **kwargs
+    )
+
+
+@register(
+    _card('deit_s_distilled', '22', '', '81.2', 'deit_small_distilled_patch16_224', True),
+    ViT,
+    fixed=('distilled',),
+)
+def deit_s_distilled(pretrained: bool = False, **kwargs):
+    return build_variant(
+        ViT, deit_s_distilled.card, variants['s'], pretrained, distilled=True, **kwargs
+    )
+
+
+@register(
+    _card('deit_b_distilled', '87', '', '83.4', 'deit_base_distilled_patch16_224', True),
+    ViT,
+    fixed=('distilled',),
+)
+def deit_b_distilled(pretrained: bool = False, **kwargs):
+    return build_variant(
+        ViT, deit_b_distilled.card, variants['b'], pretrained, distilled=True, **kwargs
+    )
 
 # %% ../../nbs/papers/10a_vit.ipynb #edb5e153
-@register(Card('vit_b32', 'ViT', 'An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale',
-               'https://arxiv.org/abs/2010.11929', 'google-research/vision_transformer',
-               slots=('stem', 'mixer', 'channel'), default_tag='augreg_in21k_ft_in1k', mean=(.5,)*3, std=(.5,)*3,
-               weights={t: dict(hf_hub_id=f'timm/vit_base_patch32_224.{t}') for t in ('augreg_in21k_ft_in1k', 'augreg_in1k', 'sam_in1k')},
-               notes=("SWAT's figure shows it, trained on ImageNet-1k alone, at 88.2 M parameters and 75.5 %.",)))
-def vit_b32(pretrained:bool=False, **kwargs): return build_variant(ViT, vit_b32.card, variants['b32'], pretrained, **kwargs)
+@register(
+    Card(
+        'vit_b32',
+        'ViT',
+        'An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale',
+        'https://arxiv.org/abs/2010.11929',
+        'google-research/vision_transformer',
+        license='Apache-2.0',
+        slots=('stem', 'mixer', 'channel'),
+        default_tag='augreg_in21k_ft_in1k',
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        weights={
+            t: dict(hf_hub_id=f'timm/vit_base_patch32_224.{t}')
+            for t in ('augreg_in21k_ft_in1k', 'augreg_in1k', 'sam_in1k')
+        },
+        notes=(
+            "SWAT's figure shows it, trained on ImageNet-1k alone, at 88.2 M parameters and 75.5 %.",
+        ),
+    ),
+    ViT,
+)
+def vit_b32(pretrained: bool = False, **kwargs):
+    return build_variant(ViT, vit_b32.card, variants['b32'], pretrained, **kwargs)
 
-@register(Card('deit_micro', 'DeiT', 'a small DeiT for 32 to 64 pixel pictures, trained on the page about training',
-               slots=('stem', 'mixer', 'channel'), default_tag='digits',
-               weights=dict(digits=dict(shipped='deit_micro.digits.safetensors', input_size=(3, 32, 32))),
-               num_classes=10, input_size=(3, 64, 64), crop_pct=1., mean=(.5,)*3, std=(.5,)*3))
-def deit_micro(pretrained:bool=False, **kwargs): return build_variant(ViT, deit_micro.card, variants['micro'], pretrained, **kwargs)
+
+@register(
+    Card(
+        'deit_micro',
+        'DeiT',
+        'a small DeiT for 32 to 64 pixel images, trained on the page about training',
+        license='Apache-2.0',
+        slots=('stem', 'mixer', 'channel'),
+        default_tag='digits',
+        weights=shipped('deit_micro', 'digits'),
+        num_classes=10,
+        input_size=(3, 64, 64),
+        crop_pct=1.0,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    ),
+    ViT,
+)
+def deit_micro(pretrained: bool = False, **kwargs):
+    return build_variant(ViT, deit_micro.card, variants['micro'], pretrained, **kwargs)
