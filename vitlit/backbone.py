@@ -7,28 +7,33 @@ __all__ = ['Residual', 'Block', 'residual_block', 'Stage', 'TokenHead', 'Spatial
            'truncated_linear', 'Backbone']
 
 # %% ../nbs/base/06_backbone.ipynb #84a59886
-import torch, torch.nn.functional as F
-from torch import nn, Tensor
-from torch.utils.checkpoint import checkpoint
+import torch
 from timm.layers import DropPath, trunc_normal_
 from timm.models._features import feature_take_indices
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from .core import Grid, split_prefix, to_image, to_tokens
+from .core import split_prefix, to_image, to_tokens
 from .layers import PatchEmbed, TokenEmbed
-from .mixing import ResidualMixing, TokenMixer
+from .mixing import TokenMixer
 
 # %% ../nbs/base/06_backbone.ipynb #4f6a3587
 class Residual(TokenMixer):
     "x + drop_path(scale · op(norm(x), grid)) on tokens (B, N, C)."
 
-    def __init__(self, op: nn.Module, norm: nn.Module = None, scale=1.0, drop_path: float = 0.0):
+    def __init__(
+        self,
+        op: nn.Module,  # (x, grid) -> x
+        norm: nn.Module = None,  # x -> x; the identity if None
+        scale=1.0,  # a float, or a tensor (C,), which is learned
+        drop_path: float = 0.0,  # probability of stochastic depth
+    ):
         super().__init__()
         self.norm, self.op = norm or nn.Identity(), op
-        self.scale = (
-            scale
-            if isinstance(scale, float)
-            else nn.Parameter(torch.as_tensor(scale, dtype=torch.get_default_dtype()).clone())
-        )
+        if not isinstance(scale, float):
+            scale = torch.as_tensor(scale, dtype=torch.get_default_dtype())
+            scale = nn.Parameter(scale.clone())
+        self.scale = scale
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x, grid):
@@ -44,9 +49,9 @@ class Residual(TokenMixer):
         if hasattr(self.op, 'set_input_size'):
             self.op.set_input_size(grid)
 
-# %% ../nbs/base/06_backbone.ipynb #d32ffbb1
+# %% ../nbs/base/06_backbone.ipynb #94152a6e
 class Block(nn.Module):
-    "Residual sub-layers in order, each under its own name: Block(token_mixer=..., channel_mixer=...). Takes and returns (x, grid)."
+    "Residual sub-layers in order, each under its own name; takes and returns (x, grid)."
 
     def __init__(self, **sublayers: Residual):
         super().__init__()
@@ -63,9 +68,15 @@ class Block(nn.Module):
             layer.set_input_size(grid)
         return grid
 
-
-def residual_block(token_mixer, channel_mixer, norm, drop_path: float = 0.0, scale=1.0):
-    "The usual block: both mixers behind a norm of their own, made by `norm()`, each in a residual sub-layer."
+# %% ../nbs/base/06_backbone.ipynb #c8b9e052
+def residual_block(
+    token_mixer: nn.Module,  # (x, grid) -> x
+    channel_mixer: nn.Module,  # (x, grid) -> x
+    norm,  # () -> a new norm
+    drop_path: float = 0.0,  # probability of stochastic depth, of each sub-layer
+    scale=1.0,  # of both branches, as in `Residual`
+) -> Block:
+    "Both mixers in residual sub-layers with pre-norm: the usual block of a transformer."
 
     def residual(op):
         return Residual(op, norm(), scale, drop_path)
@@ -80,15 +91,12 @@ class Stage(nn.Module):
 
     def __init__(self, blocks, dim: int, transition: nn.Module = None, norm: nn.Module = None):
         super().__init__()
-        self.transition, self.blocks, self.norm, self.dim = (
-            transition,
-            nn.ModuleList(blocks),
-            norm or nn.Identity(),
-            dim,
-        )
+        self.transition, self.dim = transition, dim
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm or nn.Identity()
 
     def forward(self, x, grid, taps=None, limit=None):
-        "Run the stage, or its first `limit` blocks; `taps`, a list, receives (x, grid) after every block."
+        "Run the stage, or its first `limit` blocks; the list `taps` gets (x, grid) after each."
         if self.transition is not None:
             x, grid = self.transition(x, grid)
         for block in list(self.blocks)[:limit]:
@@ -101,6 +109,7 @@ class Stage(nn.Module):
         return self.norm(x), grid
 
     def set_input_size(self, grid):
+        "Tell every layer that tokens arrive on `grid`; returns the grid on which they leave."
         for m in (self.transition, *self.blocks):
             if hasattr(m, 'set_input_size'):
                 grid = m.set_input_size(grid)
@@ -108,17 +117,19 @@ class Stage(nn.Module):
 
 # %% ../nbs/base/06_backbone.ipynb #ec937814
 class TokenHead(nn.Module):
-    "Class logits (B, K) from normed tokens (B, P + N, C): by prefix token ('token') or the patches' mean ('avg'); '' returns tokens as they are."
+    "Class logits (B, K) from normed tokens (B, P + N, C)."
 
     def __init__(
-        self, dim: int, num_classes: int, roles: tuple = (), pool: str = 'token', drop: float = 0.0
+        self,
+        dim: int,  # channels C
+        num_classes: int,  # K; 0 for features without a classifier
+        roles: tuple = (),  # of all prefix tokens; 'cls' and 'dist' are read
+        pool: str = 'token',  # 'token': prefix tokens; 'avg': mean of the patches; '': all tokens
+        drop: float = 0.0,  # dropout before the classifier
     ):
         super().__init__()
-        self.dim, self.roles, self.num_prefix = (
-            dim,
-            tuple(r for r in roles if r in ('cls', 'dist')),
-            len(roles),
-        )
+        self.dim, self.num_prefix = dim, len(roles)
+        self.roles = tuple(r for r in roles if r in ('cls', 'dist'))
         self.start = roles.index('cls') if 'cls' in roles else 0
         self.distilled_training = False
         self.set_pool(pool if self.roles or pool != 'token' else 'avg')
@@ -128,15 +139,16 @@ class TokenHead(nn.Module):
     def set_pool(self, pool):
         known = ('token', 'avg', '') if self.roles else ('avg', '')
         if pool not in known:
-            raise ValueError(
-                f"global_pool is {pool!r}, but this model pools by {' or '.join(map(repr, known))}."
-            )
+            ways = ' or '.join(map(repr, known))
+            raise ValueError(f"global_pool is {pool!r}, but this model pools by {ways}.")
         self.pool = pool
 
     def set_classes(self, num_classes):
+        "A new classifier for `num_classes` (0: none)."
         if not isinstance(num_classes, int) or num_classes < 0:
             raise ValueError(
-                f"num_classes is {num_classes!r}, but must be a whole number, 0 for features without a classifier."
+                f"num_classes is {num_classes!r}, but must be a whole number, "
+                "0 for features without a classifier."
             )
         self.num_classes = num_classes
         for name in ('fc', 'fc_dist')[: max(1, len(self.roles))]:
@@ -144,6 +156,7 @@ class TokenHead(nn.Module):
 
     @property
     def classifier(self):
+        "The linear map to the logits; in a distilled model the pair of them."
         return (self.fc, self.fc_dist) if len(self.roles) == 2 else self.fc
 
     def forward(self, x, pre_logits=False):
@@ -155,16 +168,15 @@ class TokenHead(nn.Module):
             tokens = [x[:, self.start + i] for i in range(len(self.roles))]
         if pre_logits:
             return sum(tokens) / len(tokens)
-        logits = [
-            fc(self.drop(t)) for fc, t in zip((self.fc, getattr(self, 'fc_dist', None)), tokens)
-        ]
+        maps = (self.fc, getattr(self, 'fc_dist', None))
+        logits = [fc(self.drop(t)) for fc, t in zip(maps, tokens)]
         if len(logits) == 2 and self.distilled_training and self.training:
             return tuple(logits)
         return sum(logits) / len(logits)
 
-
+# %% ../nbs/base/06_backbone.ipynb #5fc1f04b
 class SpatialHead(TokenHead):
-    "Class logits (B, K) from the last map (B, C, H, W) of a hierarchical model without prefix tokens, by its mean."
+    "Class logits (B, K) from the last map (B, C, H, W), by its mean, or the map if `pool` is ''."
 
     def __init__(self, dim, num_classes, pool='avg', drop=0.0):
         super().__init__(dim, num_classes, (), pool, drop)
@@ -175,9 +187,17 @@ class SpatialHead(TokenHead):
         x = x.mean((2, 3))
         return x if pre_logits else self.fc(self.drop(x))
 
-# %% ../nbs/base/06_backbone.ipynb #5fc1f04b
+# %% ../nbs/base/06_backbone.ipynb #da061e2e
 class Features:
-    "timm's feature interface: `forward_intermediates`, `feature_info`, pruning. Maps are always (B, C, H, W) unless asked otherwise."
+    "timm's feature interface; maps are (B, C, H, W) unless asked otherwise."
+
+    def geometry(self, stage: int = 0):
+        "Where the tokens of `stage` sit in the image."
+        geometry = self.stem.geometry()
+        for s in list(self.stages)[: range(len(self.stages))[stage] + 1]:
+            if s.transition is not None:
+                geometry = s.transition.geometry(geometry)
+        return geometry
 
     def list_features(self):
         "timm's `feature_info`: channels, reduction and module of every tap."
@@ -185,30 +205,29 @@ class Features:
         for s, stage in enumerate(self.stages):
             reduction = self.geometry(s).stride[0]
             reduction = int(reduction) if reduction == int(reduction) else reduction
-            names = (
-                [f'stages.{s}.blocks.{b}' for b in range(len(stage.blocks))]
-                if self.per_block
-                else [f'stages.{s}']
-            )
+            names = [f'stages.{s}']
+            if self.per_block:
+                names = [f'stages.{s}.blocks.{b}' for b in range(len(stage.blocks))]
             rows += [dict(num_chs=stage.dim, reduction=reduction, module=n) for n in names]
         return rows
 
     def forward_intermediates(
         self,
-        x,
-        indices=None,
-        return_prefix_tokens=False,
-        norm=False,
-        stop_early=False,
-        output_fmt='NCHW',
-        intermediates_only=False,
+        x,  # images (B, in_chans, H, W)
+        indices=None,  # of `feature_info`; a number: the last so many; None: all
+        return_prefix_tokens=False,  # each map as a pair with its prefix tokens (B, P, C)
+        norm=False,  # final norm on every map, in a model of one stage
+        stop_early=False,  # leave out what lies behind the last map
+        output_fmt='NCHW',  # or 'NLC', tokens without prefix
+        intermediates_only=False,  # maps without the final features
     ):
-        "Final features and the maps at `indices` of `feature_info`; with `return_prefix_tokens` each map comes with its prefix tokens (B, P, C)."
+        "`(features, maps)`: what `forward_features` gives and the maps at `indices`, a list."
         if output_fmt not in ('NCHW', 'NLC'):
             raise ValueError(f"output_fmt is {output_fmt!r}, but must be 'NCHW' or 'NLC'.")
         if norm and not self.per_block:
             raise ValueError(
-                "norm=True applies the final norm to every tap, which only a model of one stage allows; leave it False here."
+                "norm=True applies the final norm to every tap, which only a model of one stage "
+                "allows; leave it False here."
             )
         take, last = feature_take_indices(len(self.feature_info), indices)
         taps = []
@@ -229,6 +248,23 @@ class Features:
             out.append((patches, prefix) if return_prefix_tokens else patches)
         return out if intermediates_only else (self.finish(x, grid), out)
 
+# %% ../nbs/base/06_backbone.ipynb #a378dfa5
+class Editing:
+    "Another classifier, depth or input size; device, dtype, mode and frozen parameters stay."
+
+    def get_classifier(self):
+        "The linear map to the logits; in a distilled model the pair of them."
+        return self.head.classifier
+
+    def reset_classifier(self, num_classes: int, global_pool: str = None):
+        "A new classifier for `num_classes` (0: none); `global_pool` of None keeps the pooling."
+        if global_pool is not None:
+            self.head.set_pool(global_pool)
+        like = next(self.parameters())
+        self.head.set_classes(num_classes)
+        self.head.to(device=like.device, dtype=like.dtype).train(self.training)
+        self.num_classes = num_classes
+
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True):
         "Cut off what lies behind the last of `indices`; returns them as non-negative numbers."
         take, last = feature_take_indices(len(self.feature_info), indices)
@@ -245,27 +281,14 @@ class Features:
         self.feature_info = self.feature_info[: last + 1]
         return take
 
-# %% ../nbs/base/06_backbone.ipynb #4f1a85ed
-class Editing:
-    "Change the classifier or the input size of a model; device, dtype, training mode and frozen parameters stay as they are."
-
-    def get_classifier(self):
-        return self.head.classifier
-
-    def reset_classifier(self, num_classes: int, global_pool: str = None):
-        "A new classifier for `num_classes` (0: none); `global_pool` of None keeps the pooling."
-        if global_pool is not None:
-            self.head.set_pool(global_pool)
-        like = next(self.parameters())
-        self.head.set_classes(num_classes)
-        self.head.to(device=like.device, dtype=like.dtype).train(self.training)
-        self.num_classes = num_classes
-
     def set_input_size(self, img_size):
-        "Take images of `img_size` (height, width) from now on; tables are resized. ValueError, and no change, for an impossible size."
+        """Take images of `img_size` (height, width) from now on; tables are resized.
+
+        ValueError, and no change, for an impossible size.
+        """
         old = self.stem.img_size
         try:
-            grid = self._resize(img_size)
+            self._resize(img_size)
         except ValueError:
             self._resize(old)
             raise
@@ -277,49 +300,43 @@ class Editing:
             grid = stage.set_input_size(grid)
         return grid
 
-# %% ../nbs/base/06_backbone.ipynb #da061e2e
+# %% ../nbs/base/06_backbone.ipynb #b76a9b17
 class Tuning:
-    "What optimizers and trainers ask of a model: parameter groups by depth, the no-decay list, checkpointing, distillation, initialization."
+    "What optimizers and trainers ask of a model."
 
     def group_matcher(self, coarse: bool = False):
         "timm's regular expressions that sort parameters by depth, for layer-wise learning rates."
+        first, last = r'^(?:stem|embed)\.', (r'^norm', (99999,))
         if self.per_block:
-            return dict(
-                stem=r'^(?:stem|embed)\.',
-                blocks=[(r'^stages\.0\.blocks\.(\d+)', None), (r'^norm', (99999,))],
-            )
-        if coarse:
-            return dict(
-                stem=r'^(?:stem|embed)\.', blocks=[(r'^stages\.(\d+)', None), (r'^norm', (99999,))]
-            )
-        return dict(
-            stem=r'^(?:stem|embed)\.',
-            blocks=[
+            blocks = [(r'^stages\.0\.blocks\.(\d+)', None)]
+        elif coarse:
+            blocks = [(r'^stages\.(\d+)', None)]
+        else:
+            blocks = [
                 (r'^stages\.(\d+)\.transition', (-1,)),
                 (r'^stages\.(\d+)\.blocks\.(\d+)', None),
                 (r'^stages\.(\d+)\.norm', (9999,)),
-                (r'^norm', (99999,)),
-            ],
-        )
+            ]
+        return dict(stem=first, blocks=[*blocks, last])
 
     def no_weight_decay(self):
-        "Names of parameters that optimizers should not decay besides biases and 1-D tensors: position tables and learned tokens."
-        names = {
-            f'{n}.{p}'.lstrip('.')
-            for n, m in self.named_modules()
-            for p in getattr(m, 'no_decay', ())
-        }
-        return names & {n for n, _ in self.named_parameters()}
+        "Parameters to spare besides biases and 1-D tensors: position embeddings, learned tokens."
+        names = set()
+        for name, m in self.named_modules():
+            names |= {f'{name}.{p}'.lstrip('.') for p in getattr(m, 'no_decay', ())}
+        return names & {name for name, _ in self.named_parameters()}
 
     def set_grad_checkpointing(self, enable: bool = True):
+        "Keep only what enters each block, and compute its inside again in the backward pass."
         for stage in self.stages:
             stage.grad_checkpointing = enable
 
     def set_distilled_training(self, enable: bool = True):
-        "Return the pair (class logits, distillation logits) in training mode instead of their average."
+        "In training mode return (class logits, distillation logits) instead of their average."
         if len(self.head.roles) != 2:
             raise ValueError(
-                "Only a model with a class and a distillation token can return the pair; build a '..._distilled' variant."
+                "Only a model with a class and a distillation token can return the pair; "
+                "build a '..._distilled' variant."
             )
         self.head.distilled_training = enable
 
@@ -334,15 +351,15 @@ class Tuning:
     def init_module(m):
         "What a family changes in the initialization of module `m` after torch's own."
 
-
-def truncated_linear(m):
-    "Linear maps as ViT, DeiT, Swin and ResMLP draw them: truncated normal of width .02, bias zero. An `init_module`."
+# %% ../nbs/base/06_backbone.ipynb #e987a260
+def truncated_linear(m: nn.Module):
+    "Draw a linear map as timm's `trunc_normal_` does, with std .02, and zero its bias; in place."
     if isinstance(m, nn.Linear):
         trunc_normal_(m.weight, std=0.02)
         if m.bias is not None:
             nn.init.zeros_(m.bias)
 
-# %% ../nbs/base/06_backbone.ipynb #a378dfa5
+# %% ../nbs/base/06_backbone.ipynb #0fdd039f
 class Backbone(Features, Editing, Tuning, nn.Module):
     "stem -> tokens hook -> embed -> stages -> norm -> head, on tokens with their grid."
 
@@ -350,13 +367,9 @@ class Backbone(Features, Editing, Tuning, nn.Module):
         self, stem: PatchEmbed, embed: TokenEmbed, stages: list, norm: nn.Module, head: nn.Module
     ):
         super().__init__()
-        self.stem, self.embed, self.stages, self.norm, self.head = (
-            stem,
-            embed,
-            nn.ModuleList(stages),
-            norm,
-            head,
-        )
+        self.stem, self.embed = stem, embed
+        self.stages = nn.ModuleList(stages)
+        self.norm, self.head = norm, head
         self.tokens_hook = None  # (x, grid) -> x between stem and embed, such as MixToken
         self.in_chans, self.num_classes = stem.proj.in_channels, head.num_classes
         self.num_features = self.head_hidden_size = stages[-1].dim
@@ -367,23 +380,18 @@ class Backbone(Features, Editing, Tuning, nn.Module):
 
     @property
     def num_prefix_tokens(self):
+        "P: how many tokens stand in front of the patches at the head."
         return self.head.num_prefix
 
     @property
     def img_size(self):
+        "(height, width) in pixels of the images that the model takes."
         return self.stem.img_size
 
     @property
     def global_pool(self):
+        "'token', 'avg', or '' for no pooling."
         return self.head.pool
-
-    def geometry(self, stage: int = 0):
-        "Where the tokens of `stage` sit in the image."
-        geometry = self.stem.geometry()
-        for s in list(self.stages)[: range(len(self.stages))[stage] + 1]:
-            if s.transition is not None:
-                geometry = s.transition.geometry(geometry)
-        return geometry
 
     def forward_tokens(self, image):
         "The tokens and grid that enter the first stage."
@@ -393,17 +401,19 @@ class Backbone(Features, Editing, Tuning, nn.Module):
         return self.embed(x, grid)
 
     def finish(self, x, grid):
+        "Final norm, and the shape that the head takes."
         x = self.norm(x)
         return to_image(x, grid) if self.spatial else x
 
     def forward_features(self, image):
-        "Normed tokens (B, P + N, C), or the last map (B, C, H, W) of a hierarchical model without prefix tokens."
+        "Normed tokens (B, P + N, C), or the last map (B, C, H, W) where the head is spatial."
         x, grid = self.forward_tokens(image)
         for stage in self.stages:
             x, grid = stage(x, grid)
         return self.finish(x, grid)
 
     def forward_head(self, x, pre_logits: bool = False):
+        "Logits (B, num_classes) of what `forward_features` gave, or what enters the classifier."
         return self.head(x, pre_logits=pre_logits)
 
     def forward(self, image):
