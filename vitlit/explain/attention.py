@@ -15,56 +15,73 @@ from .flow import observe, propagate
 def _walk(seen, recording, start, residual, start_layer=0, **notes):
     "Propagate, and put the outcome on the first grid."
     r, left = propagate(recording, start, residual, start_layer)
-    on_prefix = (
-        r.shape[1] - seen.grid.patches
-    )  # models from elsewhere: prefix tokens are still there
+    on_prefix = r.shape[1] - seen.grid.patches  # models from elsewhere: prefix tokens still there
     left, r = left + r[:, :on_prefix].sum(1), r[:, on_prefix:]
     total = r.sum(1) + left
     placed = torch.where(total > 0, r.sum(1) / torch.where(total > 0, total, 1), 0)
     notes = dict(residual=residual, start_layer=start_layer, placed=placed, **notes)
-    return dict(
-        map=r.unflatten(1, seen.grid.size), grid=seen.grid, geometry=seen.geometry, notes=notes
-    )
+    relevance = r.unflatten(1, seen.grid.size)
+    return dict(map=relevance, grid=seen.grid, geometry=seen.geometry, notes=notes)
 
 # %% ../../nbs/explain/41a_attention.ipynb #24651c3e
 @method
 def attention(model, x, score):
-    "Weights in the last layer of attention, mean over heads, of the tokens that the head reads, carried through pooling to the first grid."
+    """Weights in the last attention layer, mean over heads, of the tokens that the head reads.
+
+    They are carried through pooling to the first grid.
+    """
     seen = observe(model, x, score)
     last = next(r for r in reversed(seen.recording) if r.inner)
-    walk = [
-        step
-        for r in seen.recording
-        for step in (r.inner if r is last else [] if 'skip' in r.facts else [r])
-    ]
+    walk = []
+    for r in seen.recording:
+        if r is last:
+            walk += r.inner
+        elif 'skip' not in r.facts:
+            walk.append(r)
     return _walk(seen, walk, seen.start(agnostic=True), 'rollout', class_agnostic=True)
 
 
 @method
 def rollout(model, x, score, start_layer: int = 0):
-    "Attention rollout: the product of (A + I)/2 over all layers, A the mean over heads. Source: Abnar & Zuidema 2020, section 3."
+    """Attention rollout: the product of (A + I)/2 over all layers, A the mean over heads.
+
+    Source: Abnar & Zuidema 2020, section 3.
+    """
     seen = observe(model, x, score)
-    return _walk(
-        seen, seen.recording, seen.start(agnostic=True), 'rollout', start_layer, class_agnostic=True
-    )
+    start = seen.start(agnostic=True)
+    return _walk(seen, seen.recording, start, 'rollout', start_layer, class_agnostic=True)
 
 # %% ../../nbs/explain/41a_attention.ipynb #7d237836
 def _published(seen):
-    "Does the score hang on prefix tokens alone, above one single grid? For such models the identity rule was published."
+    """Does the score depend on prefix tokens alone, above one single grid?
+
+    For such models the identity rule was published.
+    """
     grids = {r.grid.size for r in seen.recording if 'grid' in r.facts}
     return len(grids) <= 1 and not (seen.start()[:, seen.num_prefix :] > 0).any()
 
 
+def _likely(model):
+    "A guess at the rule, which saves looking twice."
+    plain = getattr(model, 'num_prefix_tokens', 0) and len(getattr(model, 'stages', '1')) == 1
+    return 'identity' if plain else 'contribution'
+
+
 @method
 def relevance(
-    model, x, score, residual: str = 'auto', gradient: str = 'auto', start_layer: int = 0
+    model,
+    x,
+    score,
+    residual: str = 'auto',  # rule at residual connections, see `propagate`; 'auto': by the model
+    gradient: str = 'auto',  # 'plain' or 'lrp'; 'auto': the one that suits the rule
+    start_layer: int = 0,  # so many of the first attention layers are passed over
 ):
-    "Gradient-weighted relevance, mean over heads of relu(A ⊙ ∂A) in every layer, through pooling. Source: Chefer, Gur & Wolf 2021, rules 5 and 6."
+    """Gradient-weighted relevance: mean over heads of relu(A ⊙ ∂A) in every layer, through pooling.
+
+    Source: Chefer, Gur & Wolf 2021, rules 5 and 6.
+    """
     auto, suited = gradient == 'auto', dict(contribution='lrp')
-    plain = (
-        getattr(model, 'num_prefix_tokens', 0) and len(getattr(model, 'stages', '1')) == 1
-    )  # a guess that saves looking twice
-    likely = residual if residual != 'auto' else 'identity' if plain else 'contribution'
+    likely = _likely(model) if residual == 'auto' else residual
     if auto:
         gradient = suited.get(likely, 'plain')
     seen = observe(model, x, score, gradient)
@@ -73,7 +90,7 @@ def relevance(
     if auto and residual != likely:
         gradient = suited.get(residual, 'plain')
         seen = observe(model, x, score, gradient)
-    notes = dict(input_share=seen.input_share) if gradient == 'lrp' else {}
-    return _walk(
-        seen, seen.recording, seen.start(), residual, start_layer, gradient=gradient, **notes
-    )
+    notes = dict(gradient=gradient)
+    if gradient == 'lrp':
+        notes['input_share'] = seen.input_share
+    return _walk(seen, seen.recording, seen.start(), residual, start_layer, **notes)

@@ -8,6 +8,9 @@ __all__ = ['perturbation_test']
 # %% ../../nbs/explain/44_perturbation.ipynb #01a512a3
 import torch
 
+from ..core import seeded
+from .attribution import sample
+
 # %% ../../nbs/explain/44_perturbation.ipynb #0501045d
 def perturbation_test(
     model,  # in evaluation mode
@@ -16,11 +19,10 @@ def perturbation_test(
     share: float = 0.25,  # of the image that is painted over
     seed: int = 0,  # of the random places
 ) -> dict:  # untouched, most, random, least: mean probability of the explained class
-    "Paint over the most relevant, random, and least relevant places of each image; returns what is left of the explained class."
-    import torch
-    from vitlit.core import seeded
-    from vitlit.explain.attribution import sample
+    """Paint over the most relevant, random, and least relevant places of each image.
 
+    Returns what is left of the probability of the explained class.
+    """
     B, _, H, W = x.shape
     with seeded(seed):
         chance = sample(torch.rand(found.map.shape), found.geometry, (H, W))
