@@ -207,10 +207,9 @@ def explain_files(
         raise ValueError(f"{missing[0]} is not a file; give paths of images.")
     check_out(out, force)
     from vitlit.core import suggest
-    from vitlit.explain.attribution import explain, methods
+    from vitlit.explain.attribution import explain, find_method
 
-    if method not in methods:
-        raise ValueError(f"There is no method {method!r}. {suggest(method, methods)}")
+    find_method(method)
     net, names = load_model(model, untrained)
     if target and target not in names:
         raise ValueError(f"{model} has no class {target!r}. {suggest(target, names)}")

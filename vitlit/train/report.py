@@ -204,10 +204,10 @@ def look(learn, method: str = 'relevance', n: int = 100) -> dict:
 def comparison_figure(model, seen, x, names, which):
     "The image and a map of every method that the model allows, a row for each image."
     from vitlit.explain.draw import show_maps
-    from vitlit.explain.attribution import explain, methods
+    from vitlit.explain.attribution import explain, list_methods
 
     found = []
-    for name in methods:
+    for name in list_methods():
         try:
             found.append(explain(model, x[which], None, name))
         except (ValueError, NotImplementedError):
