@@ -25,7 +25,7 @@ from torch import Tensor
 
 # %% ../nbs/base/02_core.ipynb #fd97b4f0
 class Grid(NamedTuple):
-    "Where tokens (B, P + H·W, C) belong: `h` rows and `w` columns of patches after P prefix tokens."
+    "Places of tokens (B, P + H·W, C): `h` rows and `w` columns of patches after P prefix tokens."
 
     h: int  # rows of patches
     w: int  # columns of patches
@@ -150,7 +150,7 @@ def seeded(seed: int = 0):
 # %% ../nbs/base/02_core.ipynb #c233c0c5
 @contextmanager
 def atomic_path(path):
-    "Yield a temporary path beside `path`; it replaces `path` at the end, or is removed on an error."
+    "Yield a temporary path beside `path`; it replaces `path` at the end, an error removes it."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix=path.suffix)
@@ -174,7 +174,7 @@ def lazy_exports(
     package: str,  # its full name
     **modules,  # the names that each submodule gives, a list a module
 ) -> tuple:  # module-level `__getattr__` and `__dir__`
-    "Import a submodule of `package` when one of its names is first used; AttributeError for others."
+    "Import a submodule of `package` when one of its names is used; AttributeError for others."
     homes = {name: module for module, names in modules.items() for name in names}
 
     def __getattr__(name):
@@ -188,7 +188,7 @@ def lazy_exports(
 
 # %% ../nbs/base/02_core.ipynb #a6086c00
 def environment():
-    "Versions, commit (inside a git checkout), processor count and device: a dictionary for reports."
+    "Versions, commit (inside a git checkout), processors and device: a dictionary for reports."
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
     return dict(
         python=platform.python_version(),
