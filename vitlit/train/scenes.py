@@ -70,7 +70,7 @@ def _hourglass(u, v):
     v = np.abs(v)
     return np.maximum(0.82 * (np.abs(u) - 0.7 * v - 0.06), v - 0.78)
 
-
+# %% ../../nbs/train/20_scenes.ipynb #70a25141
 SHAPES = dict(
     disc=_disc,
     ring=_ring,
@@ -277,7 +277,7 @@ def _stranger(u, present, place, h, w):
             cover[i] = _cover(shape, *(v[i] for v in place), math.tau * u[i, 2], h, w, p)
     return cover
 
-
+# %% ../../nbs/train/20_scenes.ipynb #5dbe37e8
 def _draw(index, spec):
     """The scenes `index` of `spec` as one `Scene` of arrays: image (N, 3, H, W) uint8, label (N,),
     masks (N, H, W), box (N, 4)."""
