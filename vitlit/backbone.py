@@ -349,7 +349,8 @@ class Tuning:
 
     @staticmethod
     def init_module(m):
-        "What a family changes in the initialization of module `m` after torch's own."
+        "Change the parameters of `m` after torch has drawn them; families override it."
+        return None
 
 # %% ../nbs/base/06_backbone.ipynb #e987a260
 def truncated_linear(m: nn.Module):
