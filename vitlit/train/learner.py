@@ -12,9 +12,9 @@ import re
 import warnings
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
+import fastai.callback.progress  # noqa: F401  gives every Learner its bars, and `no_bar`
 import timm
 import torch
 from fastai.callback.core import Callback
@@ -35,9 +35,6 @@ from torch import nn
 from .. import models
 from ..core import atomic_path, environment, seeded, suggest
 from .recipes import get_recipe, Recipe
-
-# %% ../../nbs/train/25_learner.ipynb #89bf2ace
-import_module('fastai.callback.progress')  # gives every Learner its bars, and `no_bar`
 
 # %% ../../nbs/train/25_learner.ipynb #c09f580b
 def model_for(
@@ -61,7 +58,7 @@ def model_for(
     wish = {k: v for k, v in wish.items() if v and k not in must}
     model = _build(make, must, wish)
     cfg = getattr(model, 'default_cfg', None) or {}
-    # a new classifier knows nothing yet
+    # a new classifier is untrained
     model.trained = bool(pretrained) and cfg.get('num_classes') == n_out
     return model
 
@@ -101,7 +98,7 @@ def decay_groups(
     head = {p for m in heads for p in m.parameters()}
     params = [p for p in model.parameters() if p.requires_grad]
     parts = [[p for p in params if (p in head) == h] for h in (False, True)] if head else [params]
-    return [[p for p in part if (p in decayed) == decay] for part in parts for decay in (0, 1)]
+    return [[p for p in part if (p in decayed) == d] for part in parts for d in (False, True)]
 
 # %% ../../nbs/train/25_learner.ipynb #5792ed03
 class PairedOptim(OptimWrapper):
