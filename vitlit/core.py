@@ -177,14 +177,14 @@ def lazy_exports(
     "Import a submodule of `package` when one of its names is used; AttributeError for others."
     homes = {name: module for module, names in modules.items() for name in names}
 
-    def __getattr__(name):
+    def find(name):
         if name not in homes:
             raise AttributeError(
                 f"module {package!r} has no attribute {name!r}. {suggest(name, homes)}"
             )
         return getattr(importlib.import_module(f'{package}.{homes[name]}'), name)
 
-    return __getattr__, lambda: sorted(homes)
+    return find, lambda: sorted(homes)
 
 # %% ../nbs/base/02_core.ipynb #a6086c00
 def environment():
