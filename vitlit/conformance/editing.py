@@ -7,7 +7,8 @@ __all__ = ['groups_follow_depth', 'decay_spares_the_right_ones', 'changes_its_cl
            'initialization_fills_everything']
 
 # %% ../../nbs/conformance/19e_editing.ipynb #8d1b37f4
-import math, re
+import math
+import re
 
 import torch
 from timm.models._manipulate import group_parameters
@@ -15,76 +16,68 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from ..check import check_equal
-from .suite import Case, check_same, NotApplicable, promise, require
+from .suite import NotApplicable, check_same, conformance_check, require
 from ..core import seeded
 
 # %% ../../nbs/conformance/19e_editing.ipynb #100d915d
-@promise('meta')
+@conformance_check('meta')
 def groups_follow_depth(case):
-    "group_matcher puts every parameter in exactly one group, in order of depth from stem to classifier, coarse or fine."
+    """group_matcher puts every parameter in exactly one group, in order of depth from stem to
+    classifier, coarse or fine."""
     names, counts = [n for n, _ in case.meta.named_parameters()], []
     for coarse in (False, True):
         matcher = case.meta.group_matcher(coarse=coarse)
-        patterns = [
-            matcher['stem'],
-            *(p if isinstance(p, str) else p[0] for p in matcher['blocks']),
-        ]
+        blocks = [p if isinstance(p, str) else p[0] for p in matcher['blocks']]
+        patterns = [matcher['stem'], *blocks]
         hits = {n: sum(re.match(p, n) is not None for p in patterns) for n in names}
-        twice, stray = (
-            [n for n in names if hits[n] > 1],
-            [n for n in names if not hits[n] and not n.startswith('head.')],
-        )
-        require(not twice, f"{', '.join(twice[:3])} match more than one pattern")
-        require(
-            not stray, f"{', '.join(stray[:3])} match none, and would learn like the classifier"
-        )
+        twice = ', '.join([n for n in names if hits[n] > 1][:3])
+        require(not twice, f'{twice} match more than one pattern')
+        stray = ', '.join([n for n in names if not hits[n] and not n.startswith('head.')][:3])
+        require(not stray, f'{stray} match none, and would learn like the classifier')
         groups = group_parameters(case.meta, matcher, reverse=True)
         check_equal(sorted(groups), sorted(names))
         order = [groups[n] for n in names]  # parameters are registered in order of computation
         require(order == sorted(order), f'depths are not in order: {order}')
         counts.append(len(set(order)))
-    require(counts[0] >= counts[1] > 2, f'{counts[0]} groups, {counts[1]} coarse ones')
-    return f'{counts[0]} groups, {counts[1]} coarse ones'
+    fine, coarse = counts
+    remark = f'{fine} groups, {coarse} coarse ones'
+    require(fine >= coarse > 2, remark)
+    return remark
 
 
-@promise('meta')
+@conformance_check('meta')
 def decay_spares_the_right_ones(case):
-    "Names in no_weight_decay exist; with biases and 1-D tensors they are all that is spared, and only kernels and matrices decay."
+    """Names in no_weight_decay exist; with biases and 1-D tensors they are all that is spared, and
+    only kernels and matrices decay."""
     spared, params = set(case.meta.no_weight_decay()), dict(case.meta.named_parameters())
     require(spared <= set(params), f"{', '.join(sorted(spared - set(params)))}: no such parameter")
     groups = param_groups_weight_decay(case.meta, weight_decay=0.05, no_weight_decay_list=spared)
     decayed = {id(p) for g in groups if g['weight_decay'] > 0 for p in g['params']}
     kernels = {id(m.weight) for m in case.meta.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     wrong = [n for n, p in params.items() if (id(p) in decayed) != (id(p) in kernels)]
-    require(
-        not wrong, f"{', '.join(wrong[:3])}: decayed though no kernel, or a kernel that is spared"
-    )
+    which = ', '.join(wrong[:3])
+    require(not wrong, f'{which}: decayed though no kernel, or a kernel that is spared')
 
 # %% ../../nbs/conformance/19e_editing.ipynb #77b8c87a
-@promise()
+@conformance_check()
 def changes_its_classifier(case):
-    "reset_classifier(7) and (0) keep device, dtype, mode, frozen parameters and features; with 0 the model gives the pooled features."
+    """reset_classifier(7) and (0) keep device, dtype, mode, frozen parameters and features; with 0
+    the model gives the pooled features."""
     model, x = case.model().double(), case.images(2, dtype=torch.float64)
     features = model.forward_features(x)
     for training in (True, False):
         model.train(training).requires_grad_(False)
         model.reset_classifier(7)
         layers = model.get_classifier()
-        new = {
-            p
-            for layer in (layers if isinstance(layers, tuple) else (layers,))
-            for p in layer.parameters()
-        }
-        require(
-            new and all(p.dtype == torch.float64 and p.requires_grad for p in new),
-            'the new classifier has another dtype or is frozen',
-        )
+        layers = layers if isinstance(layers, tuple) else (layers,)
+        new = {p for layer in layers for p in layer.parameters()}
+        ready = new and all(p.dtype == torch.float64 and p.requires_grad for p in new)
+        require(ready, 'the new classifier has another dtype or is frozen')
         thawed = [n for n, p in model.named_parameters() if p.requires_grad and p not in new]
         require(not thawed, f"{', '.join(thawed[:3])} were frozen before")
-        require(
-            all(m.training == training for m in model.modules()),
-            f"some modules left {'training' if training else 'evaluation'} mode",
-        )
+        mode = 'training' if training else 'evaluation'
+        kept = all(m.training == training for m in model.modules())
+        require(kept, f'some modules left {mode} mode')
     check_equal((model.num_classes, tuple(model(x).shape)), (7, (2, 7)))
     check_same(model.forward_features(x), features)
     model.reset_classifier(0)
@@ -92,13 +85,11 @@ def changes_its_classifier(case):
     check_same(model(x), model.forward_head(features, pre_logits=True))
     far = case.make(device='meta')
     far.reset_classifier(3)
-    require(
-        all(p.device.type == 'meta' for p in far.parameters()),
-        'the new classifier is on another device',
-    )
+    there = all(p.device.type == 'meta' for p in far.parameters())
+    require(there, 'the new classifier is on another device')
 
 
-@promise()
+@conformance_check()
 def stays_frozen_when_resized(case):
     "set_input_size keeps what was frozen frozen, what was trained trained, and dtype and mode."
     if case.trait('fixed_tokens'):
@@ -106,49 +97,39 @@ def stays_frozen_when_resized(case):
     for frozen in (True, False):
         model = case.model().double().requires_grad_(not frozen)
         model.set_input_size(case.size(4, 3))
-        wrong = [
-            n
-            for n, p in model.named_parameters()
-            if p.requires_grad == frozen or p.dtype != torch.float64
-        ]
+
+        def kept(p):
+            return p.requires_grad != frozen and p.dtype == torch.float64
+
+        wrong = [n for n, p in model.named_parameters() if not kept(p)]
         require(not wrong and not model.training, f"{', '.join(wrong[:3])} changed")
 
 # %% ../../nbs/conformance/19e_editing.ipynb #9ae67626
-@promise()
+@conformance_check()
 def initialization_fills_everything(case):
-    "init_weights on memory full of NaN gives, by the seed alone, what it gives on any other model, with the statistics of a new one."
-    empty = (
-        case.make(device='meta')
-        if case.trait('fixed_tokens')
-        else case.make(device='meta', img_size=case.size())
-    )
-    empty.to_empty(device='cpu')
+    """init_weights on memory full of NaN gives, by the seed alone, what it gives on any other
+    model, with the statistics of a new one."""
+    kw = {} if case.trait('fixed_tokens') else dict(img_size=case.size())
+    empty, used = case.make(device='meta', **kw).to_empty(device='cpu'), case.model()
     with torch.no_grad():
         for t in [*empty.parameters(), *empty.buffers()]:
             t.fill_(math.nan if t.is_floating_point() else 111)
-    used = case.model()
     for model in (empty, used):
         with seeded(1):
             model.init_weights()
-    tensors = dict([*used.named_parameters(), *used.named_buffers()])
-    left = [
-        n
-        for n, t in [*empty.named_parameters(), *empty.named_buffers()]
-        if not torch.equal(t, tensors[n])
-    ]
-    require(
-        not left,
-        f"{', '.join(left[:3])} still hold what was in memory, or more than the seed decides",
+    filled, expected = (
+        dict([*model.named_parameters(), *model.named_buffers()]) for model in (empty, used)
     )
+    left = ', '.join([n for n, t in filled.items() if not torch.equal(t, expected[n])][:3])
+    require(not left, f'{left} still hold what was in memory, or more than the seed decides')
     check_same(empty.eval()(case.images(1)), used(case.images(1)))
-    for (name, a), b in zip(used.named_parameters(), case.build(seed=2).parameters(), strict=True):
-        spread, n = (b - b.mean()).abs().mean().item(), b.numel()
+    new = case.build(seed=2).parameters()
+    for (name, a), b in zip(used.named_parameters(), new, strict=True):
+        n, spread = b.numel(), (b - b.mean()).abs().mean().item()
         if spread and n < 30:
             continue  # too few numbers to judge
-        off = max(
-            abs((a.mean() - b.mean()).item()), abs((a - a.mean()).abs().mean().item() - spread)
-        )
-        require(
-            off <= 8 * spread / math.sqrt(n) + 1e-12,
-            f'{name} has another mean or spread than in a new model (by {off:.2g})',
-        )
+        moved = abs((a.mean() - b.mean()).item())
+        wider = abs((a - a.mean()).abs().mean().item() - spread)
+        off, allowed = max(moved, wider), 8 * spread / math.sqrt(n) + 1e-12
+        other = f'{name} has another mean or spread than in a new model (by {off:.2g})'
+        require(off <= allowed, other)

@@ -9,72 +9,66 @@ __all__ = ['feature_info_is_exact', 'features_agree', 'pruned_models_keep_their_
 import torch
 
 from ..check import check_close, check_equal, check_shape
-from .suite import check_same, promise, require
+from .suite import check_same, conformance_check, require
 
 # %% ../../nbs/conformance/19d_features.ipynb #d1264c9a
-@promise('meta')
+@conformance_check('meta')
 def feature_info_is_exact(case):
-    "At its own and at a non-square size every map has the announced channels, the grid and the stride of `geometry`, and the announced module exists."
-    sizes = [tuple(case.meta.img_size)] + ([] if case.trait('fixed_tokens') else [case.size(3, 5)])
-    for size in sizes:
-        model = (
-            case.make(device='meta')
-            if size == sizes[0]
-            else case.make(device='meta', img_size=size)
-        )
-        maps = model.forward_intermediates(
-            torch.empty(1, model.in_chans, *size, device='meta'), intermediates_only=True
-        )
-        stages = [
-            s
-            for s, stage in enumerate(model.stages)
-            for _ in (stage.blocks if len(model.stages) == 1 else (0,))
-        ]
-        require(
-            len(maps) == len(model.feature_info) == len(stages),
-            f'{len(maps)} maps, {len(model.feature_info)} announced',
-        )
+    """At its own and at a non-square size every map has the announced channels, the grid and the
+    stride of `geometry`, and the announced module exists."""
+    options = [{}] if case.trait('fixed_tokens') else [{}, dict(img_size=case.size(3, 5))]
+    for kw in options:
+        model = case.make(device='meta', **kw)
+        size = kw.get('img_size', tuple(case.meta.img_size))
+        x = torch.empty(1, model.in_chans, *size, device='meta')
+        maps = model.forward_intermediates(x, intermediates_only=True)
+        stages = range(len(model.stages))
+        if len(stages) == 1:
+            stages = [0] * len(model.stages[0].blocks)
+        numbers = f'{len(maps)} maps, {len(model.feature_info)} announced'
+        require(len(maps) == len(model.feature_info) == len(stages), numbers)
         for out, row, s in zip(maps, model.feature_info, stages):
-            where = model.geometry(s)
+            where, module, stride = model.geometry(s), row['module'], row['reduction']
             check_shape(out, (1, row['num_chs'], *where.grid))
-            require(
-                (row['reduction'],) * 2 == where.stride,
-                f"{row['module']}: reduction {row['reduction']} announced, the stride is {where.stride}",
-            )
-            model.get_submodule(row['module'])
+            wrong = f'{module} announces {stride}, but the stride is {where.stride}'
+            require((stride, stride) == where.stride, wrong)
+            model.get_submodule(module)
 
-
-@promise()
+# %% ../../nbs/conformance/19d_features.ipynb #2140f114
+@conformance_check()
 def features_agree(case):
-    "forward = forward_head of forward_features; forward_intermediates gives the same features, layouts, prefix tokens and taps that agree."
+    """forward = forward_head of forward_features; forward_intermediates gives the same features,
+    layouts, prefix tokens and taps that agree."""
     model, x = case.model(), case.images(2, dtype=torch.float32)
     features = model.forward_features(x)
     check_same(model.forward_head(features), model(x))
     final, maps = model.forward_intermediates(x)
     check_same(final, features)
-    check_same(model.forward_intermediates(x, intermediates_only=True), maps)
-    flat = model.forward_intermediates(x, output_fmt='NLC', intermediates_only=True)
+
+    def take(**kw):
+        return model.forward_intermediates(x, intermediates_only=True, **kw)
+
+    check_same(take(), maps)
+    flat = take(output_fmt='NLC')
     check_same([m.flatten(2).transpose(1, 2) for m in maps], flat)
-    last = len(maps) - 1
-    for i in {0, last}:
-        check_same(
-            model.forward_intermediates(x, indices=[i], stop_early=True, intermediates_only=True),
-            [maps[i]],
-        )
-    pairs = model.forward_intermediates(x, return_prefix_tokens=True, intermediates_only=True)
+    for i in {0, len(maps) - 1}:
+        check_same(take(indices=[i], stop_early=True), [maps[i]])
+    pairs = take(return_prefix_tokens=True)
     check_same([m for m, _ in pairs], maps)
-    check_shape(pairs[-1][1], (2, model.num_prefix_tokens, model.num_features))
+    prefix = pairs[-1][1]
+    check_shape(prefix, (2, model.num_prefix_tokens, model.num_features))
     if features.ndim == 3:  # the normed last tap, prefix in front, is the features
-        tokens = torch.cat((pairs[-1][1], flat[-1]), 1)
+        tokens = torch.cat((prefix, flat[-1]), 1)
         check_close(model.norm(tokens), features, rtol=1e-5, atol=1e-6)
         check_equal(features.shape[1], model.num_prefix_tokens + maps[-1][0, 0].numel())
     else:
         check_shape(features, maps[-1].shape)
 
-# %% ../../nbs/conformance/19d_features.ipynb #2140f114
-@promise()
+# %% ../../nbs/conformance/19d_features.ipynb #7d0c7e44
+@conformance_check()
 def pruned_models_keep_their_maps(case):
-    "prune_intermediate_layers leaves the maps before the cut as they are, and nothing unused behind."
+    """prune_intermediate_layers leaves the maps before the cut as they are, and nothing unused
+    behind."""
     whole, x = case.model(), case.images(2)
     maps = whole.forward_intermediates(x, intermediates_only=True)
     for i in {0, len(maps) - 1}:
@@ -87,7 +81,7 @@ def pruned_models_keep_their_maps(case):
         require(not unused, f"cut after map {i}, but {', '.join(unused[:3])} are still there")
 
 
-@promise('meta')
+@conformance_check('meta')
 def works_as_a_feature_extractor(case):
     "features_only=True gives the announced maps, all or those chosen by out_indices."
     kw = {} if case.trait('fixed_tokens') else dict(img_size=case.size(3, 4))
@@ -97,8 +91,6 @@ def works_as_a_feature_extractor(case):
         maps = model(torch.empty(1, case.meta.in_chans, h, w, device='meta'))
         check_equal([m.shape[1] for m in maps], model.feature_info.channels())
         for m, r in zip(maps, model.feature_info.reduction(), strict=True):
-            require(
-                abs(m.shape[2] - h / r) <= 1 and abs(m.shape[3] - w / r) <= 1,
-                f'a map of {tuple(m.shape[2:])} at reduction {r} of {h}×{w}',
-            )
+            fits = abs(m.shape[2] - h / r) <= 1 and abs(m.shape[3] - w / r) <= 1
+            require(fits, f'a map of {tuple(m.shape[2:])} at reduction {r} of {h}×{w}')
         check_equal(len(maps), 2 if options else len(case.meta.feature_info))

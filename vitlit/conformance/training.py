@@ -7,17 +7,20 @@ __all__ = ['distills_on_request', 'runs_at_full_size', 'shipped_weights_load', '
 
 # %% ../../nbs/conformance/19h_training.ipynb #447b1269
 import math
+import warnings
 
-import timm, torch
+import timm
+import torch
 
 from ..check import check_close, check_equal, check_raises, relative_error
-from .suite import Case, check_same, NotApplicable, promise, require
+from .suite import NotApplicable, check_same, conformance_check, require
 from ..core import seeded
 
 # %% ../../nbs/conformance/19h_training.ipynb #5847314d
-@promise()
+@conformance_check()
 def distills_on_request(case):
-    "A distilled model averages its heads in both modes; set_distilled_training(True) gives the pair, in training only. Other models refuse."
+    """A distilled model averages its heads in both modes; set_distilled_training(True) gives the
+    pair, in training only. Other models refuse."""
     model, x = case.model(), case.images(max(2, case.trait('min_train_batch')))
     if len(model.head.roles) != 2:
         check_raises(lambda: model.set_distilled_training(True), ValueError, 'distill')
@@ -26,75 +29,62 @@ def distills_on_request(case):
     check_close(model.train()(x), average, rtol=1e-5, atol=1e-6)
     model.set_distilled_training(True)
     pair = model(x)
-    require(
-        isinstance(pair, tuple) and len(pair) == 2 and not torch.equal(*pair), 'the pair is no pair'
-    )
+    require(isinstance(pair, tuple) and len(pair) == 2, 'the pair is no pair')
+    require(not torch.equal(*pair), 'both heads give the same')
     check_close(sum(pair) / 2, average, rtol=1e-5, atol=1e-6)
     check_same(model.eval()(x), average)
     model.train().set_distilled_training(False)
     check_close(model(x), average, rtol=1e-5, atol=1e-6)
 
 # %% ../../nbs/conformance/19h_training.ipynb #eb77060e
-@promise('expensive')
+@conformance_check('expensive')
 def runs_at_full_size(case):
-    "At its own size, with freshly drawn weights, logits are finite and the features of two images differ (a new classifier may be zero)."
+    """At its own size, with freshly drawn weights, logits are finite and the features of two
+    images differ (a new classifier may be zero)."""
     with seeded(0):
         model = case.make().eval()
     x = case.images(2, tuple(model.img_size))
     with torch.inference_mode():
         features, out = model.forward_features(x), model(x)
     require(out.isfinite().all(), 'the logits are not finite')
-    require(
-        relative_error(features[:1], features[1:]) > 1e-4,
-        'two different images get the same features',
-    )
+    off = relative_error(features[:1], features[1:])
+    require(off > 1e-4, 'two different images get the same features')
 
 
-@promise('expensive')
+@conformance_check('expensive')
 def shipped_weights_load(case):
     "Weights that come with the package load strictly and mark the model as trained."
-    tags = (
-        [t for t, facts in case.trait('weights').items() if 'shipped' in facts] if case.card else []
-    )
-    if not tags:
+    weights = {t: facts for t, facts in case.trait('weights').items() if 'shipped' in facts}
+    if not weights:
         raise NotApplicable('no weights come with the package')
-    for tag in tags:
+    for tag, facts in weights.items():
         model = case.make(pretrained=True, pretrained_cfg=tag).eval()
-        size = case.card.weights[tag].get('input_size', case.card.input_size)
-        check_equal((model.trained, tuple(model.img_size)), (True, tuple(size[1:])))
-        require(
-            model(case.images(1, tuple(model.img_size))).isfinite().all(),
-            f'{tag}: the logits are not finite',
-        )
-    return ', '.join(tags)
+        size = tuple(facts.get('input_size', case.card.input_size)[1:])
+        check_equal((model.trained, tuple(model.img_size)), (True, size))
+        require(model(case.images(1, size)).isfinite().all(), f'{tag}: the logits are not finite')
+    return ', '.join(weights)
 
-
-@promise('expensive')
+# %% ../../nbs/conformance/19h_training.ipynb #bf0c7e82
+@conformance_check('expensive')
 def learns_in_fastai(case):
     "fastai's vision_learner builds it by name and lowers the loss on two colors of images."
     if not timm.is_model(case.name):
         raise NotApplicable('timm does not know the name, so fastai does not')
-    from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, vision_learner
+    with warnings.catch_warnings():  # fastai calls torch.jit.script, which torch calls deprecated
+        warnings.simplefilter('ignore', FutureWarning)
+        from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, vision_learner
 
     x, y = case.images(16) * 0.3, torch.arange(16) % 2
     pairs = [(image + color, color) for image, color in zip(x, y)]
     options = {} if case.trait('fixed_tokens') else dict(img_size=case.size())
+    options |= dict(n_out=2, pretrained=False, normalize=False, loss_func=CrossEntropyLossFlat())
     with seeded(0):
         dls = DataLoaders.from_dsets(pairs, pairs, bs=8, num_workers=0, device=torch.device('cpu'))
-        learn = vision_learner(
-            dls,
-            case.name,
-            n_out=2,
-            pretrained=False,
-            normalize=False,
-            loss_func=CrossEntropyLossFlat(),
-            **options,
-        )
+        learn = vision_learner(dls, case.name, **options)
         with learn.no_bar(), learn.no_logging():
             before = learn.validate()[0]
             learn.fit(6, lr=5e-4)
             after = learn.validate()[0]
-    require(
-        math.isfinite(after) and after < before, f'the loss went from {before:.3f} to {after:.3f}'
-    )
+    learned = math.isfinite(after) and after < before
+    require(learned, f'the loss went from {before:.3f} to {after:.3f}')
     return f'{before:.2f} → {after:.2f}'
