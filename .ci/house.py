@@ -251,8 +251,8 @@ def lint_code(cells):
             continue  # ruff says it better
         if imports_mixed(tree):
             yield f'cell {i} mixes imports with other code'
-        folded = c['metadata'].get('jupyter', {}).get('source_hidden')
-        if tree.body and all(map(is_import, tree.body)) and not folded:
+        folded = c['metadata'].get('jupyter', {}).get('source_hidden')  # False: shown on purpose
+        if tree.body and all(map(is_import, tree.body)) and folded is None:
             yield f'cell {i} imports and is not folded (metadata: jupyter.source_hidden)'
         if ['eval:', 'false'] in directives(c):
             yield f'cell {i} is never run (eval: false); use a flag such as slow'

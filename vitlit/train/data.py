@@ -11,7 +11,6 @@ import math
 import random
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from .scenes import _draw_many, CLASSES, SceneSpec, SHOWN
 # %% ../../nbs/train/21_data.ipynb #1ff5abe9
 with warnings.catch_warnings():  # fastai calls torch.jit.script, which torch calls deprecated
     warnings.simplefilter('ignore', FutureWarning)
-    import_module('fastai.vision.data')  # what `show_batch` needs for batches of images
+    import fastai.vision.data  # noqa: F401  tells `show_batch` about batches of images
 
 # %% ../../nbs/train/21_data.ipynb #1545d401
 from fastai.data.core import DataLoaders, TfmdDL, Transform
