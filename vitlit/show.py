@@ -13,11 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.patches import Polygon, Rectangle
 
 from .core import atomic_path
 
@@ -29,6 +26,8 @@ UNSIGNED, SIGNED, GRAY = 'viridis', 'RdBu_r', 'gray'
 @contextmanager
 def style(**extra):
     "Give matplotlib the look of our pages inside the context; `extra` adds settings."
+    import matplotlib as mpl  # here, so that models can be imported without it
+
     settings = {
         'figure.dpi': 80,
         'savefig.dpi': 80,
@@ -62,6 +61,8 @@ def axes_grid(
     frame: bool = True,  # draw the frames? no for images
 ) -> list:  # the axes, row by row
     "Make a figure with `n` axes of the same size."
+    import matplotlib.pyplot as plt
+
     if n < 1:
         raise ValueError(f"axes_grid needs at least one axes, got n={n}.")
     ncols = ncols or min(n, 6)
@@ -306,6 +307,8 @@ def _draw_box(ax, box, x, h, w, d, cells=32):
 
     `h`, `w`, `d` are height, width and depth on the page; a grid of more than `cells` stays plain.
     """
+    from matplotlib.patches import Polygon, Rectangle
+
     color, (rows, cols) = COLORS[box.color], box.grid
     dx, dy, y = 0.7 * d, 0.45 * d, -h / 2
     top, right = y + h, x + w

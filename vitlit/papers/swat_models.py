@@ -108,21 +108,25 @@ def _card(name, params, macs, top1, *notes, **kw):
         size_multiple=16,
     ),
     SWATViT,
-    fixed=('class_token',),
+    fixed=('class_token', 'distilled'),
 )
 def swat_vit_ti(pretrained: bool = False, **kwargs):
     return build_variant(SWATViT, swat_vit_ti.card, variants['vit_ti'], pretrained, **kwargs)
 
 
 @register(
-    _card('swat_vit_s', '22.3', '4.9', '80.5', size_multiple=16), SWATViT, fixed=('class_token',)
+    _card('swat_vit_s', '22.3', '4.9', '80.5', size_multiple=16),
+    SWATViT,
+    fixed=('class_token', 'distilled'),
 )
 def swat_vit_s(pretrained: bool = False, **kwargs):
     return build_variant(SWATViT, swat_vit_s.card, variants['vit_s'], pretrained, **kwargs)
 
 
 @register(
-    _card('swat_vit_b32', '86.3', '4.5', '76.2', size_multiple=32), SWATViT, fixed=('class_token',)
+    _card('swat_vit_b32', '86.3', '4.5', '76.2', size_multiple=32),
+    SWATViT,
+    fixed=('class_token', 'distilled'),
 )
 def swat_vit_b32(pretrained: bool = False, **kwargs):
     return build_variant(SWATViT, swat_vit_b32.card, variants['vit_b32'], pretrained, **kwargs)
@@ -421,7 +425,7 @@ _micro = dict(num_classes=10, input_size=(3, 64, 64), crop_pct=1.0, mean=(0.5,) 
         **_micro,
     ),
     SWATViT,
-    fixed=('class_token',),
+    fixed=('class_token', 'distilled'),
 )
 def swat_vit_micro(pretrained: bool = False, **kwargs):
     return build_variant(SWATViT, swat_vit_micro.card, variants['vit_micro'], pretrained, **kwargs)
