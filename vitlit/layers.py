@@ -10,7 +10,8 @@ __all__ = ['PatchEmbed', 'check_image', 'TokenEmbed', 'ChannelMLP', 'grid_conv',
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp, register_notrace_function, resample_abs_pos_embed, trunc_normal_
-from torch import nn
+from torch import nn, Tensor
+from torch.fx import Proxy
 
 from .core import Geometry, Grid, split_prefix, to_image, to_pair, to_tokens
 from .mixing import ConvMixing, InsertMixing, PrefixMixing, TokenMixer
@@ -58,21 +59,41 @@ class PatchEmbed(nn.Module):
             self.proj.kernel_size, self.proj.stride, self.proj.padding
         )
 
+    def check(self, image):
+        "The size of `image` (height, width); ValueError or TypeError for what it cannot take."
+        fixed = self.strict or isinstance(image, Proxy)  # torch.fx traces for one size
+        size = self.img_size if fixed else getattr(image, 'shape', ())[-2:]
+        check_image(image, self.proj.in_channels, size)
+        return size
+
     def forward(self, image):
-        if self.strict:
-            check_image(image, self.proj.in_channels, self.img_size)
-        x = self.proj(image)
-        grid = self.grid if self.strict else Grid(*x.shape[-2:])
-        return self.norm(to_tokens(x)), grid
+        size = self.check(image)
+        grid = self.grid if self.strict else Grid(*self.geometry(size).grid)
+        return self.norm(to_tokens(self.proj(image))), grid
 
 # %% ../nbs/base/04a_layers.ipynb #54fd8a1a
+@torch.fx.has_side_effect
+@torch.fx.wrap
 @register_notrace_function
 def check_image(image, in_chans, size):
-    "Raise ValueError, with the remedy, unless `image` is (B, `in_chans`, *`size`)."
+    """ValueError, with the remedy, unless `image` is a batch (B, `in_chans`, *`size`) of floats.
+
+    TypeError for what is no tensor. Both of fx's tracers keep it whole, as one node of the graph.
+    """
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            f"The image is a {type(image).__name__}, but must be a tensor (B, {in_chans}, height, "
+            "width); vitlit.train.load_image and normalize make one of a file."
+        )
     shape = tuple(image.shape)
+    if not image.is_floating_point():
+        raise ValueError(
+            f"The image holds {str(image.dtype).removeprefix('torch.')}, but must hold floating "
+            "point numbers; divide bytes by 255 and normalize them."
+        )
     if len(shape) != 4 or shape[1] != in_chans:
         raise ValueError(
-            f"This model takes a batch of images (B, {in_chans}, {size[0]}, {size[1]}), "
+            f"This model takes a batch of images (B, {', '.join(map(str, (in_chans, *size)))}), "
             f"but was given {shape}; add the batch axis "
             f"or build it with in_chans={shape[-3] if len(shape) > 2 else '...'}."
         )
