@@ -15,6 +15,7 @@ import platform
 import random
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -57,6 +58,21 @@ class Grid(NamedTuple):
 
     def __str__(self):
         return f"{self.h}×{self.w}" + (f" + {'+'.join(self.prefix)}" if self.prefix else '')
+
+# %% ../nbs/base/02_core.ipynb #22089075
+_from_parts = Grid.__new__
+
+
+def _new_grid(cls, h, w=None, prefix=()):
+    "A grid of `h`, `w` and `prefix`, or of one iterable that holds them."
+    if w is not None:
+        return _from_parts(cls, h, w, prefix)
+    if not isinstance(h, Iterable):
+        raise TypeError(f"Grid({h!r}) has no number of columns; give rows and columns, Grid(h, w).")
+    return _from_parts(cls, *h)
+
+
+Grid.__new__ = _new_grid
 
 # %% ../nbs/base/02_core.ipynb #b54d9666
 def split_prefix(x: Tensor, grid: Grid):

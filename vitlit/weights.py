@@ -201,9 +201,13 @@ def load_official(
     source,  # path, or state dict
     strict: bool = True,  # False: leave out what does not fit
 ) -> Report:
-    "Load a published checkpoint into `model`; ValueError if it does not fit."
+    """Load a published checkpoint into `model`; ValueError if it does not fit.
+
+    Counters of batches, which older files lack and nothing computes with, are never missing.
+    """
     state, report = convert(read_state(source), model)
     own = model.state_dict()
+    own = {k: t for k, t in own.items() if k in state or not k.endswith('num_batches_tracked')}
     wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
     unknown = sorted(state.keys() - own.keys())
     absent = sorted(own.keys() - state.keys())
