@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['methods', 'interpolation_weights', 'sample', 'gather', 'Attribution', 'Score', 'method', 'list_methods',
-           'find_method', 'explain']
+           'find_method', 'explain', 'agreement']
 
 # %% ../../nbs/explain/41_attribution.ipynb #33e1d1e3
 from dataclasses import dataclass, field, replace
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ..core import Geometry, Grid, suggest, to_pair
 from .flow import eval_with_grad
+from .lrp import LRPGradients
+from ..mixing import capture
 
 # %% ../../nbs/explain/41_attribution.ipynb #f0db193e
 def _centers(n, size):
@@ -69,7 +71,7 @@ class Attribution:
     geometry: Geometry  # where the tokens sit in the image
     method: str  # name of the method
     target: Tensor = None  # (B,) class that was explained; None for a score of one's own
-    notes: dict = field(default_factory=dict)  # settings, and numbers (B,) for how far to trust it
+    notes: dict = field(default_factory=dict)  # settings, and numbers (B,) found on the way
     detail: Tensor = None  # (B, H, W) the map at every pixel, from methods that work on pixels
 
     def pixels(self, size=None) -> Tensor:
@@ -79,62 +81,100 @@ class Attribution:
         return sample(self.detail, Geometry.of_pixels(self.geometry.size), size)
 
     def peak(self, size=None) -> Tensor:
-        "Row and column (B, 2) of the largest pixel; of equal ones the one nearest to the middle."
-        p = self.pixels(size)
-        y, x = (torch.arange(n, device=p.device) - (n - 1) / 2 for n in p.shape[1:])
-        away = y[:, None].square() + x.square()
-        away = torch.where(p == p.amax((1, 2), keepdim=True), away, torch.inf)
-        i = away.flatten(1).argmin(1)
-        return torch.stack((i // p.shape[2], i % p.shape[2]), 1)
+        """Row and column (B, 2) of the largest pixel; of equal ones the one nearest to the middle.
 
-    def trust(self, i: int = 0) -> str:
-        "How far to trust the map of image `i`, in words."
-        return '; '.join(_words(self[i]))
+        NaN for a map that is zero everywhere, or not finite.
+        """
+        return _peak(self.pixels(size))
+
+    def concentration(self) -> Tensor:
+        "Share (B,) of the map's positive part on its strongest 5 % of pixels; NaN without one."
+        p = self.pixels().relu().flatten(1)
+        return p.topk(max(1, round(0.05 * p.shape[1]))).values.sum(1) / p.sum(1)
+
+    def trust(self, i: int = 0, model: nn.Module = None, x: Tensor = None) -> str:
+        """What is to be known about the map of image `i`, in words.
+
+        With `model` and the images `x` that were explained, its agreement with LRP gradients too.
+        """
+        one = self[i]
+        if model is not None:
+            one.notes['agreement'] = agreement(one, model, x[range(len(self))[i]][None])
+        return '; '.join(_words(one))
 
     def __len__(self):
         return len(self.map)
 
     def __getitem__(self, i):
-        "The attribution of image `i`, or of a slice of images."
+        "The attribution of image `i`, or of a slice of images; IndexError where there is none."
         if isinstance(i, int):
+            if not -len(self) <= i < len(self):
+                n = len(self)
+                raise IndexError(
+                    f"The attribution has {n} images, so there is none with number {i}."
+                )
             i = slice(i, i + 1 or None)
         cut = lambda v: v[i] if isinstance(v, Tensor) and v.ndim else v
         parts = {k: cut(getattr(self, k)) for k in ('map', 'target', 'detail')}
         return replace(self, notes={k: cut(v) for k, v in self.notes.items()}, **parts)
 
-    def __repr__(self):
-        what = 'a score of your own'
-        if self.target is not None:
-            what = f'classes {self.target[:8].tolist()}{", …" if len(self) > 8 else ""}'
-        trust = self.trust() if len(self) == 1 else 'see .trust(i)'
-        return f"Attribution({self.method} on {self.grid.h}×{self.grid.w}, {what}: {trust})"
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+# %% ../../nbs/explain/41_attribution.ipynb #2b45474b
+def _repr(self):
+    what = 'a score of your own'
+    if self.target is not None:
+        what = f'classes {self.target[:8].tolist()}{", …" if len(self) > 8 else ""}'
+    trust = self.trust() if len(self) == 1 else 'see .trust(i)'
+    return f"Attribution({self.method} on {self.grid.h}×{self.grid.w}, {what}: {trust})"
+
+
+Attribution.__repr__ = _repr
+
+
+def _peak(pixels):
+    "Row and column (B, 2) of the largest pixel; NaN in maps of zeros and of what is not finite."
+    y, x = (torch.arange(n, device=pixels.device) - (n - 1) / 2 for n in pixels.shape[1:])
+    away = y[:, None].square() + x.square()
+    away = torch.where(pixels == pixels.amax((1, 2), keepdim=True), away, torch.inf)
+    i = away.flatten(1).argmin(1)
+    found = torch.stack((i // pixels.shape[2], i % pixels.shape[2]), 1).to(torch.float64)
+    none = (pixels == 0).flatten(1).all(1) | ~pixels.isfinite().flatten(1).all(1)
+    return found.masked_fill(none[:, None], torch.nan)
 
 # %% ../../nbs/explain/41_attribution.ipynb #956f56cf
 def _words(a):
-    "What the notes of one image's attribution say about trust."
+    "What is to be known about one image's attribution, gravest first."
     number = lambda key: float(a.notes[key].reshape(-1)[0])
-    if a.notes.get('class_agnostic'):
-        yield 'the same for every class'
-    if 'placed' in a.notes:
-        yield f"{number('placed'):.0%} of it fell on patches"
-    if 'completeness_gap' in a.notes:
-        yield f"adds up to the score within {max(number('completeness_gap'), 0.001):.1%}"
-    if 'input_share' in a.notes:
-        yield f"{number('input_share'):.0%} of the score is the image's"
     if a.notes.get('trained') is False:
         yield 'UNTRAINED weights'
-    if a.notes.get('trained', True) is None:
-        yield 'training unknown'
+    if 'not_finite' in a.notes and bool(a.notes['not_finite'].any()):
+        yield f"NOT FINITE, because of {a.notes['culprit']}"
+    elif (a.map == 0).all():
+        silent = 'nothing' in a.notes and bool(a.notes['nothing'].all())
+        yield 'EMPTY: nothing speaks for this class' if silent else 'EMPTY: zero everywhere'
+    else:
+        yield f'{float(a.concentration()):.0%} of it on its strongest 5 % of pixels'
+    if a.notes.get('lrp_gap', 0) > 0.01:
+        yield f"LRP rules miss {a.notes['lrp_gap']:.0%} of the score"
+    if a.notes.get('class_agnostic'):
+        yield 'the same for every class'
+    if 'completeness_gap' in a.notes:
+        yield f"adds up to the score within {max(number('completeness_gap'), 0.001):.1%}"
+    if 'agreement' in a.notes:
+        yield f"its peak {number('agreement'):.0f} pixels from that of LRP gradients"
 
 # %% ../../nbs/explain/41_attribution.ipynb #ae0f9b69
 class Score:
     """Logits (B, K) -> score (B,), of what was `asked`; keeps the classes (B,) as `target`.
 
     Asked is a class, one class an image, None (the predicted class), or a function of the logits.
+    The last score is kept as `value`.
     """
 
     def __init__(self, asked=None):
-        self.asked, self.target = asked, None
+        self.asked, self.target, self.value = asked, None, None
 
     def __call__(self, logits):
         if not isinstance(logits, Tensor) or logits.ndim != 2:
@@ -147,9 +187,11 @@ class Score:
                     f"The target function returned {_shape(value)}, but must return one score for "
                     f"each of the {len(logits)} images."
                 )
-            return value
-        self.target = self.classes(logits)
-        return logits.gather(1, self.target[:, None])[:, 0]
+        else:
+            self.target = self.classes(logits)
+            value = logits.gather(1, self.target[:, None])[:, 0]
+        self.value = value.detach()
+        return value
 
     def classes(self, logits):
         "The class of each image as a tensor (B,); ValueError for anything that is none."
@@ -232,13 +274,39 @@ def explain(
     if len(x) > 1 and getattr(getattr(model, 'card', None), 'batch_coupled', False):
         return _one_by_one(model, x, target, method, trained, options)
     x = x.detach().as_subclass(Tensor)  # fastai's images are a tensor class with its own methods
+    _refuse_not_finite(x)
     score = Score(target)
     with eval_with_grad(model):
         found = run(model, x.clone(), score, **options)
-    found['notes']['trained'] = getattr(model, 'trained', None) if trained is None else trained
+    finite = found['map'].isfinite().flatten(1).all(1)
+    if score.value is not None:
+        finite = finite & score.value.isfinite()
+    notes = found['notes']
+    if not finite.all():
+        notes |= dict(not_finite=~finite, culprit=_culprit(model))
+    notes['trained'] = getattr(model, 'trained', None) if trained is None else trained
     return Attribution(method=method, target=score.target, **found)
 
 
+def agreement(attribution: Attribution, model: nn.Module, x: Tensor) -> Tensor:
+    """Pixels (B,) between the peaks of the maps and of gradient × input under LRP gradients.
+
+    `x` are the images that were explained; NaN where one of the two has no peak. ValueError for a
+    score of one's own, which an attribution does not keep.
+    """
+    if attribution.target is None:
+        raise ValueError(
+            "agreement takes the attribution of a class, not of a score of your own; "
+            "explain a class instead."
+        )
+    x = x.detach().clone().requires_grad_()
+    with eval_with_grad(model), capture(model), LRPGradients():  # no checkpointing inside capture
+        score = Score(attribution.target)(model(x))
+    (g,) = torch.autograd.grad(score.sum(), x)
+    smooth = nn.functional.avg_pool2d((x * g).detach().sum(1, keepdim=True), 9, 1, 4)[:, 0]
+    return (attribution.peak() - _peak(smooth)).norm(dim=1)
+
+# %% ../../nbs/explain/41_attribution.ipynb #1e27242a
 def _one_by_one(model, x, target, method, trained, options):
     "`explain` for each image alone, joined."
     same = target is None or callable(target) or torch.as_tensor(target).numel() == 1
@@ -254,3 +322,21 @@ def _one_by_one(model, x, target, method, trained, options):
     notes = {k: join([p.notes[k] for p in parts]) for k in parts[0].notes}
     whole = {k: join([getattr(p, k) for p in parts]) for k in ('map', 'target', 'detail')}
     return replace(parts[0], notes=notes | dict(one_by_one=True), **whole)
+
+
+def _refuse_not_finite(x):
+    bad = (~x.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()
+    if bad:
+        which = ', '.join(map(str, bad[:8])) + (', …' if len(bad) > 8 else '')
+        raise ValueError(
+            f"explain was given images with NaN or infinite pixels (number {which}); "
+            "leave them out or repair them."
+        )
+
+
+def _culprit(model):
+    "What is to blame for numbers that are not finite: the first such parameter or buffer."
+    for name, t in (*model.named_parameters(), *model.named_buffers()):
+        if t.is_floating_point() and not t.isfinite().all():
+            return f"the weights '{name}'"
+    return 'the activations'
