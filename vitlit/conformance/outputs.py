@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['takes_other_sizes', 'names_a_wrong_size', 'geometry_matches_what_tokens_see', 'batch_equals_singles',
-           'evaluation_repeats', 'every_parameter_learns', 'checkpointing_changes_nothing', 'runs_in_bfloat16',
-           'dtype_can_change_after_forward', 'takes_other_channels']
+           'takes_an_empty_batch', 'evaluation_repeats', 'every_parameter_learns', 'checkpointing_changes_nothing',
+           'runs_in_bfloat16', 'dtype_can_change_after_forward', 'takes_other_channels']
 
 # %% ../../nbs/conformance/19c_outputs.ipynb #b0ca4640
 import copy
@@ -95,6 +95,20 @@ def batch_equals_singles(case):
         with torch.no_grad():
             off = relative_error(model(x), torch.cat([model(x[i : i + 1]) for i in range(3)]))
         require(off <= tolerance, f'{dtype} differs by {off:.1e}')
+
+
+@conformance_check()
+def takes_an_empty_batch(case):
+    "No images give no logits, (0, num_classes), and maps of no images: the last batch of a filter."
+    model, x = case.model(), case.images(1)
+    try:
+        with torch.no_grad():
+            check_shape(model(x[:0]), (0, model.num_classes))
+            maps = [model.forward_intermediates(t)[1] for t in (x, x[:0])]
+    except RuntimeError as e:
+        raise AssertionError(f'an empty batch fails: {str(e)[:200]}') from e
+    one, none = ([tuple(t.shape[1:]) for t in ts] for ts in maps)
+    check_equal(none, one)
 
 
 @conformance_check()
