@@ -130,13 +130,13 @@ def _pair(x):
 # %% ../nbs/base/02_core.ipynb #bfbfb491
 def to_pair(size, what='size'):
     "`size` as (height, width), an integer meaning a square; ValueError, naming `what`, otherwise."
-    pair = (size, size) if isinstance(size, int) else size
-    pair = tuple(pair) if isinstance(pair, (tuple, list)) else ()
-    if len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    whole = all(isinstance(s, (int, np.integer)) and not isinstance(s, bool) for s in pair)
+    if len(pair) != 2 or not whole or min(pair) < 1:
         raise ValueError(
             f"{what} is {size!r}, but must be a positive integer or a pair of them (height, width)."
         )
-    return pair
+    return tuple(map(int, pair))
 
 
 def suggest(name: str, names, n=3):
@@ -150,7 +150,14 @@ def suggest(name: str, names, n=3):
 # %% ../nbs/base/02_core.ipynb #76e9ca44
 @contextmanager
 def seeded(seed: int = 0):
-    "Seed Python, NumPy and torch (CUDA too) inside the block; restore their generators afterwards."
+    """Seed Python, NumPy and torch (CUDA too) inside the block; put their generators back after it.
+
+    ValueError for a seed that torch does not take.
+    """
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    if not whole or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"The seed is {seed!r}, but must be a whole number of at most 64 bits.")
+    seed = int(seed)
     state = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
@@ -166,8 +173,16 @@ def seeded(seed: int = 0):
 # %% ../nbs/base/02_core.ipynb #c233c0c5
 @contextmanager
 def atomic_path(path):
-    "Yield a temporary path beside `path`; it replaces `path` at the end, an error removes it."
+    """Yield a temporary path beside `path`; it replaces `path` at the end, an error removes it.
+
+    IsADirectoryError where `path` is a folder, NotADirectoryError where its folder is a file.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file in it.")
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"{above} is a file, not a folder; choose another place.")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix=path.suffix)
     os.close(handle)

@@ -28,7 +28,7 @@ def read_state(source) -> dict:
     """The state dict in a .safetensors or .pth file, or in a dictionary.
 
     Wrapping keys and the prefix 'module.' are removed. Code is never unpickled: FileNotFoundError
-    without such a file, ValueError for one that holds anything but tensors, or none.
+    without such a file, ValueError for one that holds no named tensors, or one twice.
     """
     if isinstance(source, (str, os.PathLike)):
         source = _read_file(Path(source))
@@ -36,11 +36,25 @@ def read_state(source) -> dict:
         raise ValueError(
             f"The checkpoint is a {type(source).__name__}, but must be a dictionary of tensors."
         )
-    source = next((source[k] for k in _wrappers if isinstance(source.get(k), dict)), source)
-    state = {k.removeprefix('module.'): v for k, v in source.items() if isinstance(v, Tensor)}
-    if not state:
-        keys = ', '.join(list(map(str, source))[:5])
-        raise ValueError(f"The checkpoint holds no tensors; its keys are {keys}.")
+    for _ in _wrappers:  # a dictionary may hold one that holds one
+        inner = [source[k] for k in _wrappers if isinstance(source.get(k), dict)]
+        if not inner or any(isinstance(v, Tensor) for v in source.values()):
+            break
+        source = inner[0]
+    tensors = {k: v for k, v in source.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors:
+        held = ', '.join(f'{k!r}: {type(v).__name__}' for k, v in list(source.items())[:5])
+        raise ValueError(
+            f"The checkpoint holds no tensors under names, but {held or 'nothing'}; give a state "
+            "dict, as model.state_dict() returns it."
+        )
+    state = {k.removeprefix('module.'): v for k, v in tensors.items()}
+    if len(state) < len(tensors):
+        twice = [k for k in tensors if f'module.{k}' in tensors]
+        raise ValueError(
+            f"The checkpoint holds {twice[0]} with and without the prefix 'module.'; give one "
+            "state dict, not two."
+        )
     return state
 
 
@@ -156,8 +170,10 @@ def fit_positions(out: dict, model: nn.Module, report: Report):
     "Resize `embed.pos_embed` in the state dict `out` where `model` has another grid."
     embed, found = getattr(model, 'embed', None), out.get('embed.pos_embed')
     own = getattr(embed, 'pos_embed', None)
-    if found is None or own is None or found.shape[1] == own.shape[1]:
+    if found is None or own is None or found.ndim != 3 or found.shape[1] == own.shape[1]:
         return
+    if found.shape[1] <= embed.entries or found.shape[2] != own.shape[2]:
+        return  # no grid, or another model's: the shapes are compared later
     out['embed.pos_embed'], note = resize_pos_embed(found, embed)
     report.resized['embed.pos_embed'] = note
 
@@ -208,12 +224,13 @@ def load_official(
     state, report = convert(read_state(source), model)
     own = model.state_dict()
     own = {k: t for k, t in own.items() if k in state or not k.endswith('num_batches_tracked')}
-    wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
     unknown = sorted(state.keys() - own.keys())
     absent = sorted(own.keys() - state.keys())
+    wrong = {k: fault for k in own if k in state and (fault := _unfit(k, state[k], own[k]))}
     if strict and (wrong or unknown or absent):
-        shapes = [f'{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}' for k in wrong]
-        kinds = dict(missing=absent, unknown=unknown) | {'of another shape': shapes}
+        kinds = dict(missing=absent, unknown=unknown)
+        for kind, words in wrong.values():
+            kinds.setdefault(kind, []).append(words)
         faults = ''.join(_some(kind, names) for kind, names in kinds.items())
         raise ValueError(
             f"The checkpoint ({report.source} names) does not fit {type(model).__name__}: {faults}"
@@ -228,8 +245,21 @@ def load_official(
             f"its first names are {', '.join(list(state)[:3])}."
         )
     model.load_state_dict({k: state[k] for k in report.loaded}, strict=False)
-    model.trained = True  # relevance maps say so where this is missing
+    if not report.missing:
+        model.trained = True  # relevance maps say so where this is missing
     return report
+
+
+def _unfit(name, t, own):
+    "What keeps the tensor `t` of a checkpoint from replacing `own`: kind and words, or None."
+    if t.shape != own.shape:
+        return 'of another shape', f'{name} {tuple(t.shape)} instead of {tuple(own.shape)}'
+    if t.is_meta or t.is_quantized or t.layout != torch.strided:
+        return 'without plain numbers', name
+    if t.is_floating_point() != own.is_floating_point() or t.is_complex():
+        return 'of another type', f"{name} {str(t.dtype).removeprefix('torch.')}"
+    wide = t if t.element_size() > 1 else t.float()
+    return None if wide.isfinite().all() else ('not finite', name)
 
 
 def _some(kind, names):
@@ -242,16 +272,31 @@ def save_weights(
     path,  # ends in .safetensors; the file is replaced in one step
     dtype=None,  # floating type in the file; the model's if None
 ) -> int:  # bytes of the file
-    "Write the state dict of `model`; ValueError for another format."
+    """Write the state dict of `model`.
+
+    ValueError for another format or type, and for a model without numbers; folders as a file, or a
+    file as a folder, as in `atomic_path`.
+    """
     path = Path(path)
+    if dtype is not None and not getattr(dtype, 'is_floating_point', False):
+        raise ValueError(
+            f"dtype is {dtype!r}, but must be a floating point type such as torch.float16."
+        )
     if path.suffix != '.safetensors':
         raise ValueError(
             f"{path.name} does not end in .safetensors, the only format that is written; rename it."
         )
-    state = {}
+    state, places = {}, set()
     for name, t in model.state_dict().items():
+        if t.is_meta:
+            raise ValueError(
+                f"{name} is on the meta device and has no numbers; load weights first."
+            )
         kept = t.to(dtype) if dtype and t.is_floating_point() else t
-        state[name] = kept.contiguous().cpu()
+        kept = kept.detach().contiguous().cpu()
+        place = kept.untyped_storage().data_ptr()
+        state[name] = kept.clone() if place in places else kept  # tied weights are written twice
+        places.add(place)
     with atomic_path(path) as temp:
         safetensors.torch.save_file(state, temp)
     return path.stat().st_size
