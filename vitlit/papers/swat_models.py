@@ -14,7 +14,7 @@ from functools import partial
 from timm.layers import trunc_normal_
 from torch import nn
 
-from ..attention import Attention
+from ..attention import Attention, attention_slots
 from ..backbone import Residual
 from ..layers import ConvMLP
 from .mixer import MixerConfig, MLPMixer, ResMLP
@@ -26,8 +26,23 @@ from vitlit.papers.swat import (
 )
 from .swin import Swin, SwinConfig
 from .vit import ViT, ViTConfig
-from ..registry import build_variant, Card, register, shipped
+from ..registry import build_variant, Card, check_stages, register, shipped
 from ..weights import NameRules
+
+# %% ../../nbs/papers/12a_swat_models.ipynb #48bc6c88
+_meaning = dict(
+    tokenization="SWAT's stem and merging; False: the host's",
+    within="SWAT's mixing within tokens: 'mean', 'sum', 'conv', 'linear'; in token MLPs a bool",
+    among="SWAT's convolution among tokens; False: the host's MLP",
+    merged='one matrix for both branches of mixing within tokens',
+    inner='side of the image inside a token',
+    kernel='width of the convolution within tokens',
+    mlp_kernel='width of the convolution among tokens',
+    kernels='width of the convolution within tokens, per stage',
+    mlp_kernels='width of the convolution among tokens, per stage',
+    merge_kernels='width of the convolution that merges tokens, per stage but the last',
+    hidden='channels between the two convolutions of the stem',
+)
 
 # %% ../../nbs/papers/12a_swat_models.ipynb #d51dddde
 @dataclass(frozen=True)
@@ -47,6 +62,8 @@ class SWATViT(ViT):
     of the normed tokens. Source: SWAT section 3.
     """
 
+    meaning = _meaning
+
     def __init__(
         self,
         cfg: SWATViTConfig,
@@ -60,7 +77,7 @@ class SWATViT(ViT):
             kernel2 = patch // (2 * cfg.inner)
             return StructuredEmbed(cfg.heads, cfg.inner, cfg.hidden, kernel2=kernel2, **kw)
 
-        def mixer(dim, heads, **kw):
+        def mixer(dim, heads, place, grid, **kw):
             return structured_attention(heads, cfg.inner, cfg.kernel, within, merged, **kw)
 
         slots = dict(mixer=mixer) if within != 'linear' else {}
@@ -80,7 +97,9 @@ variants = dict(
 
 
 def _card(name, params, macs, top1, *notes, **kw):
-    kw.setdefault('slots', ('stem', 'mixer', 'channel'))
+    kw.setdefault('slots', ('stem', 'mixer', 'channel', *attention_slots))
+    multiple = kw.get('size_multiple', 1)
+    kw['traits'] = dict(stem=dict(size_multiple=multiple)) | kw.get('traits', {})
     return Card(
         name,
         'SWAT',
@@ -108,6 +127,7 @@ def _card(name, params, macs, top1, *notes, **kw):
         size_multiple=16,
     ),
     SWATViT,
+    variants['vit_ti'],
     fixed=('class_token', 'distilled'),
 )
 def swat_vit_ti(pretrained: bool = False, **kwargs):
@@ -117,6 +137,7 @@ def swat_vit_ti(pretrained: bool = False, **kwargs):
 @register(
     _card('swat_vit_s', '22.3', '4.9', '80.5', size_multiple=16),
     SWATViT,
+    variants['vit_s'],
     fixed=('class_token', 'distilled'),
 )
 def swat_vit_s(pretrained: bool = False, **kwargs):
@@ -126,6 +147,7 @@ def swat_vit_s(pretrained: bool = False, **kwargs):
 @register(
     _card('swat_vit_b32', '86.3', '4.5', '76.2', size_multiple=32),
     SWATViT,
+    variants['vit_b32'],
     fixed=('class_token', 'distilled'),
 )
 def swat_vit_b32(pretrained: bool = False, **kwargs):
@@ -182,6 +204,7 @@ class SWATMixer(MLPMixer):
     Source: SWAT section 3.
     """
 
+    meaning = _meaning
     expands = True  # to hidden tokens and back by a second map; ResMLP's form does neither
     zero_head = True  # the classifier starts at zero
 
@@ -199,9 +222,9 @@ class SWATMixer(MLPMixer):
             kw |= dict(kernel=2, kernel2=patch // (2 * cfg.inner), pos_embed=False)
             return StructuredEmbed(channels, cfg.inner, cfg.hidden, **kw)
 
-        def mixer(dim, grid, hidden, **kw):
+        def mixer(grid, hidden, drop):
             hidden = hidden if self.expands else 0
-            return StructuredTokenMLP(grid, channels, cfg.inner, hidden, cfg.kernel, **kw)
+            return StructuredTokenMLP(grid, channels, cfg.inner, hidden, cfg.kernel, drop)
 
         slots = dict(stem=stem) if tokenization else {}
         if within:
@@ -236,24 +259,35 @@ variants |= dict(
     resmlp_s12=SWATMixerConfig(384, 12),
     mixer_b32=SWATMixerConfig(768, 12, 32, inner=16, kernel=5, mlp_kernel=3),
 )
+_mixer = dict(
+    slots=('stem', 'mixer', 'channel'),
+    fixed_tokens=True,
+    traits=dict(mixer=dict(fixed_tokens=True)),
+)
 
 
 @register(
-    _card('swat_mixer_ti', '5.2', '1.0', '72.3', size_multiple=16, fixed_tokens=True), SWATMixer
+    _card('swat_mixer_ti', '5.2', '1.0', '72.3', size_multiple=16, **_mixer),
+    SWATMixer,
+    variants['mixer_ti'],
 )
 def swat_mixer_ti(pretrained: bool = False, **kwargs):
     return build_variant(SWATMixer, swat_mixer_ti.card, variants['mixer_ti'], pretrained, **kwargs)
 
 
 @register(
-    _card('swat_mixer_s', '18.6', '3.8', '77.9', size_multiple=16, fixed_tokens=True), SWATMixer
+    _card('swat_mixer_s', '18.6', '3.8', '77.9', size_multiple=16, **_mixer),
+    SWATMixer,
+    variants['mixer_s'],
 )
 def swat_mixer_s(pretrained: bool = False, **kwargs):
     return build_variant(SWATMixer, swat_mixer_s.card, variants['mixer_s'], pretrained, **kwargs)
 
 
 @register(
-    _card('swat_mixer_b32', '58.5', '3.3', '77.1', size_multiple=32, fixed_tokens=True), SWATMixer
+    _card('swat_mixer_b32', '58.5', '3.3', '77.1', size_multiple=32, **_mixer),
+    SWATMixer,
+    variants['mixer_b32'],
 )
 def swat_mixer_b32(pretrained: bool = False, **kwargs):
     return build_variant(
@@ -262,7 +296,9 @@ def swat_mixer_b32(pretrained: bool = False, **kwargs):
 
 
 @register(
-    _card('swat_resmlp_s12', '15.7', '3.1', '77.5', size_multiple=16, fixed_tokens=True), SWATResMLP
+    _card('swat_resmlp_s12', '15.7', '3.1', '77.5', size_multiple=16, **_mixer),
+    SWATResMLP,
+    variants['resmlp_s12'],
 )
 def swat_resmlp_s12(pretrained: bool = False, **kwargs):
     return build_variant(
@@ -303,6 +339,9 @@ class SWATSwinConfig(SwinConfig):
     merge_kernels: tuple = (3, 5, 9)  # of the merging after each stage but the last
     hidden: int = 128  # channels between the two convolutions of the stem
 
+    def __post_init__(self):
+        check_stages(self, 'depths', 'heads', 'inner', 'kernels', 'mlp_kernels')
+
 # %% ../../nbs/papers/12a_swat_models.ipynb #c9acc7c0
 class SWATSwin(Swin):
     """SWAT in a Swin: stem, attention in unshifted blocks, perceptron and merging.
@@ -310,6 +349,8 @@ class SWATSwin(Swin):
     Images (B, in_chans, H, W) whose grid is even before every merging (multiples of 32 for four
     stages) to logits (B, num_classes). Source: SWAT section 3.
     """
+
+    meaning = _meaning
 
     def __init__(
         self,
@@ -320,28 +361,28 @@ class SWATSwin(Swin):
         merged: bool = True,  # False computes both branches one after the other, as released
         **options,  # of the host
     ):
-        last, stages = cfg.dims[-1], {dim: s for s, dim in enumerate(cfg.dims)}
-        images = {dim: (dim // side**2, side) for dim, side in zip(cfg.dims, cfg.inner)}
+        images = [(dim // side**2, side) for dim, side in zip(cfg.dims, cfg.inner)]
 
         def stem(dim, patch, norm=None, **kw):
             merges = 0 if 'transition' in options else len(cfg.dims) - 1
             kw |= dict(
                 kernel=2, kernel2=patch // (2 * cfg.inner[0]), pos_embed=False, merges=merges
             )
-            return StructuredEmbed(*images[dim], cfg.hidden, norm=nn.LayerNorm, **kw)
+            return StructuredEmbed(*images[0], cfg.hidden, norm=nn.LayerNorm, **kw)
 
-        def mixer(dim, heads, windows, **kw):
-            kw |= dict(heads=heads, windows=windows)
-            if windows.shift and dim != last:
-                return Attention(dim, **kw)
-            kernel = cfg.kernels[stages[dim]]
-            return structured_attention(*images[dim], kernel, within, merged, **kw)
+        def mixer(place, dim, grid, windows, **offer):
+            offer['windows'] = windows
+            if windows.shift and place.stage < len(images) - 1:
+                return Attention(dim, **offer)
+            settings = (*images[place.stage], cfg.kernels[place.stage], within, merged)
+            return structured_attention(*settings, **offer)
 
-        def channel(dim, ratio, **kw):
-            return ConvMLP(dim, ratio, kernel=cfg.mlp_kernels[stages[dim]], **kw)
+        def channel(place, ratio, drop):
+            return ConvMLP(place.dim, ratio, drop, cfg.mlp_kernels[place.stage])
 
-        def transition(dim, dim_out, heads=1):
-            return StructuredMerging(*images[dim], cfg.merge_kernels[stages[dim]])
+        def transition(place):
+            stage = place.stage - 1
+            return StructuredMerging(*images[stage], cfg.merge_kernels[stage])
 
         slots = dict(stem=stem, transition=transition) if tokenization else {}
         if within != 'linear':
@@ -352,15 +393,25 @@ class SWATSwin(Swin):
 
 # %% ../../nbs/papers/12a_swat_models.ipynb #69fd1d56
 variants |= dict(swin_t=SWATSwinConfig(96), swin_s=SWATSwinConfig(96, (2, 2, 18, 2)))
-_pyramid = dict(pool_size=(7, 7), slots=('stem', 'mixer', 'channel', 'transition'))
+_slots = ('stem', 'mixer', 'channel', 'transition', *attention_slots)
+_even = dict(stem=dict(size_multiple=4), transition=dict(size_multiple=32))
+_pyramid = dict(pool_size=(7, 7), slots=_slots, traits=_even)
 
 
-@register(_card('swat_swin_t', '27.1', '4.7', '81.7', size_multiple=32, **_pyramid), SWATSwin)
+@register(
+    _card('swat_swin_t', '27.1', '4.7', '81.7', size_multiple=32, **_pyramid),
+    SWATSwin,
+    variants['swin_t'],
+)
 def swat_swin_t(pretrained: bool = False, **kwargs):
     return build_variant(SWATSwin, swat_swin_t.card, variants['swin_t'], pretrained, **kwargs)
 
 
-@register(_card('swat_swin_s', '49.0', '9.0', '83.3', size_multiple=32, **_pyramid), SWATSwin)
+@register(
+    _card('swat_swin_s', '49.0', '9.0', '83.3', size_multiple=32, **_pyramid),
+    SWATSwin,
+    variants['swin_s'],
+)
 def swat_swin_s(pretrained: bool = False, **kwargs):
     return build_variant(SWATSwin, swat_swin_s.card, variants['swin_s'], pretrained, **kwargs)
 
@@ -419,12 +470,14 @@ _micro = dict(num_classes=10, input_size=(3, 64, 64), crop_pct=1.0, mean=(0.5,) 
         'a small SWAT-DeiT for 32 to 64 pixel images',
         license='Apache-2.0',
         size_multiple=8,
-        slots=('stem', 'mixer', 'channel'),
+        slots=('stem', 'mixer', 'channel', *attention_slots),
+        traits=dict(stem=dict(size_multiple=8)),
         weights=shipped('swat_vit_micro', 'scenes', 'digits'),
         default_tag='scenes',
         **_micro,
     ),
     SWATViT,
+    variants['vit_micro'],
     fixed=('class_token', 'distilled'),
 )
 def swat_vit_micro(pretrained: bool = False, **kwargs):
@@ -439,12 +492,14 @@ def swat_vit_micro(pretrained: bool = False, **kwargs):
         license='Apache-2.0',
         size_multiple=16,
         pool_size=(4, 4),
-        slots=('stem', 'mixer', 'channel', 'transition'),
+        slots=_slots,
+        traits=dict(stem=dict(size_multiple=4), transition=dict(size_multiple=16)),
         weights=shipped('swat_swin_micro', 'scenes', 'digits', digits=dict(pool_size=(2, 2))),
         default_tag='scenes',
         **_micro,
     ),
     SWATSwin,
+    variants['swin_micro'],
 )
 def swat_swin_micro(pretrained: bool = False, **kwargs):
     return build_variant(
