@@ -79,12 +79,12 @@ class StructuredEmbed(nn.Module):
         layers.check_image(image, self.proj.in_channels, self.img_size)
         image = image.permute(0, 2, 3, 1).contiguous()  # channels side by side in memory: faster
         x = self.proj(image.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # B H/2 W/2 hidden
-        if self.pos_embed is not None:
-            row = self.pos_embed.permute(0, 2, 3, 1).repeat(1, 1, self.grid.w, 1)  # of tokens
-            x = (x.unflatten(1, (self.grid.h, -1)) + row).flatten(1, 2)
-        x = self.conv(self.norm1(F.gelu(x)).permute(0, 3, 1, 2))
-        x = F.pixel_unshuffle(x, self.inner)  # B C h w
-        return self.norm2(to_tokens(x)), self.grid
+        row, x = self.pos_embed, x.unflatten(1, (self.grid.h, -1))
+        if row is not None:
+            row = row.permute(0, 2, 3, 1).repeat(1, 1, self.grid.w, 1)
+        x = self.norm1(_placed_gelu(x, row, _as_built(self.proj, nn.Conv2d)).flatten(1, 2))
+        fine = self.conv(x.permute(0, 3, 1, 2))
+        return self.norm2(_regrouped(fine, self.inner)), self.grid
 
 # %% ../../nbs/papers/12_swat.ipynb #a9dc3482
 def _fitting(size, m):
@@ -99,6 +99,34 @@ def _fitting(size, m):
         f"multiples of {m}; the nearest that works is {near}."
     )
 
+
+def _as_built(branch, kind):
+    "Whether `branch` computes what a plain `kind` does: not replaced, parametrized or hooked."
+    hooks = (
+        branch._forward_pre_hooks,  # pruning is one
+        branch._forward_hooks,
+        branch._backward_pre_hooks,
+        branch._backward_hooks,
+    )
+    return type(branch) is kind and 'forward' not in vars(branch) and not any(hooks)
+
+
+def _placed_gelu(x, row, own):
+    """GELU of `x` plus `row`, if there is one.
+
+    `own` says that nobody else holds `x`; then it is written over where no gradients are wanted,
+    which saves two large maps.
+    """
+    if own and type(x) is Tensor and not torch.is_grad_enabled():  # not what torch.fx traces
+        return torch.ops.aten.gelu_(x if row is None else x.add_(row))
+    return F.gelu(x if row is None else x + row)
+
+
+def _regrouped(fine, inner):
+    "A map (B, c, h·inner, w·inner) as tokens (B, h·w, c·inner²), also without any image."
+    x = fine.unflatten(3, (-1, inner)).unflatten(2, (-1, inner))  # B c h inner w inner
+    return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
 # %% ../../nbs/papers/12_swat.ipynb #bc1a084d
 def convolution_matrix(weight, inner: int) -> Tensor:
     """The matrix (o·inner², i·inner²) of a convolution of one image of `inner`×`inner`.
@@ -112,17 +140,6 @@ def convolution_matrix(weight, inner: int) -> Tensor:
     rows = torch.stack([wide[..., cut] for cut in cuts], 1)  # o x i 2·inner-1 inner
     taps = torch.stack([rows[:, :, :, cut] for cut in cuts], 1)  # o y x i inner inner
     return taps.flatten(3).flatten(0, 2)
-
-# %% ../../nbs/papers/12_swat.ipynb #91d7cab6
-def _as_built(branch, kind):
-    "Whether `branch` computes what a plain `kind` does: not replaced, parametrized or hooked."
-    hooks = (
-        branch._forward_pre_hooks,  # pruning is one
-        branch._forward_hooks,
-        branch._backward_pre_hooks,
-        branch._backward_hooks,
-    )
-    return type(branch) is kind and 'forward' not in vars(branch) and not any(hooks)
 
 # %% ../../nbs/papers/12_swat.ipynb #5c795e05
 class StructuredLinear(nn.Module):
@@ -326,9 +343,10 @@ class StructuredMerging(TokenMixer):
 
     def forward(self, x, grid):
         merged = self.set_input_size(grid)
-        fine = F.pixel_shuffle(to_image(x, grid), self.inner)  # B c H·r W·r
-        fine = self.norm(fine.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        y = to_tokens(F.pixel_unshuffle(self.conv(fine), 2 * self.inner))
+        fine = to_image(x, grid).unflatten(1, (-1, self.inner, self.inner))  # B c r r H W
+        fine = fine.permute(0, 4, 2, 5, 3, 1).flatten(3, 4).flatten(1, 2)  # B H·r W·r c
+        fine = self.norm(fine).permute(0, 3, 1, 2)
+        y = _regrouped(self.conv(fine), 2 * self.inner)
         self.report(x=fine, y=y, grid=grid)
         return y, merged
 
