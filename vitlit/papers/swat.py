@@ -266,22 +266,24 @@ class StructuredTokenMLP(FixedTokenMixer):
         self.channels, self.inner, self.groups = channels, inner, channels
         self.fc1 = nn.Linear(N, K)
         self.conv = nn.Conv2d(K, K, kernel, padding=kernel // 2, groups=K)
-        self.fc2 = nn.Linear(K, N) if hidden else None
-        self.drop = nn.Dropout(drop)
+        self.fc2, self.drop = nn.Linear(K, N) if hidden else None, nn.Dropout(drop)
 
     def convolve(self, h):
         "Each hidden token (B, K, C) convolved with its own kernel, over each of its inner images."
         c, inner, K = self.channels, self.inner, self.conv.out_channels
-        images = h.unflatten(2, (c, inner, inner)).flatten(1, 2)  # B K·c inner inner
+        images = h.unflatten(2, (c, inner, inner))  # B K c inner inner
+        if not _as_built(self.conv, nn.Conv2d):
+            y = self.conv(images.transpose(1, 2).flatten(0, 1)).unflatten(0, (-1, c))
+            return y.transpose(1, 2).flatten(2)
         w, b = (t.repeat_interleave(c, 0) for t in (self.conv.weight, self.conv.bias))
-        y = F.conv2d(images, w, b, padding=self.conv.padding, groups=K * c)
+        y = F.conv2d(images.flatten(1, 2), w, b, padding=self.conv.padding, groups=K * c)
         return y.flatten(2).unflatten(1, (-1, c)).flatten(2)
 
     def forward(self, x, grid=None):
-        y = h = self.fc1.weight @ x + self.fc1.bias[:, None]  # B K C
+        y = h = _over_tokens(self.fc1, x)  # B K C
         y = z = self.convolve(F.gelu(h))
         if self.fc2 is not None:
-            y = self.fc2.weight @ self.drop(F.gelu(z)) + self.fc2.bias[:, None]
+            y = _over_tokens(self.fc2, self.drop(F.gelu(z)))
         self.report(x=x, h=h, z=z, y=y, grid=grid)
         return y
 
@@ -297,9 +299,7 @@ class StructuredTokenMLP(FixedTokenMixer):
         E = x.new_zeros(B, self.channels, N, N)
         for k in range(len(W1)):
             back, taken = self.back(g * s2[:, k, None], k), x * s1[:, k, None]
-            back, taken = (
-                t.unflatten(2, (self.channels, -1)) for t in (back, taken)
-            )  # B N c inner²
+            back, taken = (t.unflatten(2, (self.channels, -1)) for t in (back, taken))
             E += torch.einsum('bicd,bjcd->bcij', back, taken) * (W2[:, k, None] * W1[k])
         E = E.relu().mean(1)
         total = E.sum(-1, keepdim=True).clamp_min(torch.finfo(E.dtype).tiny)
@@ -315,6 +315,13 @@ class StructuredTokenMLP(FixedTokenMixer):
 def _gate(h):
     "GELU as a factor: GELU(h) = _gate(h)·h."
     return torch.where(h == 0, 0.0, F.gelu(h) / h)
+
+
+def _over_tokens(linear, x):
+    "A linear map over the axis of tokens (B, N, C); called if it does more than its weights say."
+    if _as_built(linear, nn.Linear):
+        return linear.weight @ x + linear.bias[:, None]
+    return linear(x.transpose(1, 2)).transpose(1, 2)
 
 # %% ../../nbs/papers/12_swat.ipynb #6098de9d
 class StructuredMerging(TokenMixer):
