@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['Card', 'shipped', 'entry_signature', 'entry_doc', 'register', 'list_models', 'model_entry', 'model_info',
-           'create_model', 'build_variant', 'register_part', 'register_fitted_part', 'list_parts', 'build']
+           'create_model', 'build_variant', 'Place', 'make_part', 'part_name', 'plain_part', 'asked_by', 'takes',
+           'declared', 'Parts', 'make_stages', 'check_stages', 'register_part', 'register_fitted_part', 'list_parts',
+           'composed_card', 'fill_from', 'build']
 
 # %% ../nbs/base/07_registry.ipynb #a11ef53c
 import dataclasses
 import fnmatch
 import inspect
+import math
 import re
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -19,7 +23,9 @@ import torch
 from timm.models import build_model_with_cfg
 from timm.models._pretrained import PretrainedCfg
 
-from .core import suggest
+from .attention import attention_slots
+from .backbone import Stage
+from .core import Geometry, Grid, suggest
 from .weights import convert
 
 # %% ../nbs/base/07_registry.ipynb #e6bec329
@@ -72,6 +78,10 @@ class Card:
     fixed_tokens: bool = False  # the number of tokens is built into the weights
     size_multiple: int = 1  # sides of the image must be a multiple of this
     min_train_batch: int = 1  # smallest batch in training mode
+    traits: dict = field(default_factory=dict)  # slot -> those of the four that its part brings
+    # parameters, as patterns with * and ?, that do what their kind does not do elsewhere
+    never_learn: tuple = ()  # no gradient reaches them, by design
+    decayed: tuple = ()  # weight decay falls on them though they are neither kernel nor matrix
 
     def pretrained_cfg(self, tag=None):
         "timm's PretrainedCfg of `tag` ('': untrained; None: `default_tag`), else ValueError."
@@ -148,6 +158,7 @@ def entry_signature(
     card: Card,  # gives the number of classes, channels and the image size
     cls: type,  # the model's class
     fixed: tuple = (),  # options that the entry function sets itself
+    config=None,  # the variant, whose fields are options too
 ) -> inspect.Signature:  # pretrained, then keywords
     "What an entry function takes: the options of `cls` but those `fixed`, with their defaults."
     c, h, w = card.input_size
@@ -162,6 +173,8 @@ def entry_signature(
         for name, p in _options_of(cls).items()
         if name not in fixed
     ]
+    for f in dataclasses.fields(config) if config else ():
+        options.append(unset(f.name).replace(default=getattr(config, f.name)))
     first = inspect.Parameter('pretrained', inspect.Parameter.POSITIONAL_OR_KEYWORD)
     first = first.replace(default=False, annotation=bool)
     rest = unset('pretrained_cfg'), *options, unset('device'), unset('dtype')
@@ -182,15 +195,21 @@ _meaning = dict(
     proj_drop_rate='dropout after the linear maps of the mixers',
     attn_drop_rate='dropout on attention weights',
     drop_path_rate='highest probability of stochastic depth',
-    window='side of the attention windows in tokens; the published one if None',
+    window='side of the attention windows in tokens',
+    dim='width, of the first stage in a pyramid',
+    head_dim='width of a head',
+    depth='number of blocks',
+    depths='number of blocks per stage',
+    heads='number of heads, per stage in a pyramid',
+    patch='pixels a side of a patch',
+    stride='pixels between patches',
+    mlp_ratio='hidden channels of the channel mixer over channels',
+    token_ratio='hidden places of the token mixer over channels',
+    attention="makers of parts for attention's own slots, by slot",
     stem='makes the patch embedding',
     mixer='makes token mixers',
     channel='makes channel mixers',
     transition='makes the layers between stages',
-    tokenization="SWAT's stem and merging; False: the host's",
-    within="SWAT's mixing within tokens: 'mean', 'sum', 'conv', 'linear'; in token MLPs a bool",
-    among="SWAT's convolution among tokens; False: the host's MLP",
-    merged='one matrix for both branches of mixing within tokens',
     device='where to build it, such as meta',
     dtype='floating type of the parameters',
 )
@@ -212,11 +231,15 @@ def _weights(card):
         yield 'Weights: none were ever released.'
 
 
-def entry_doc(card: Card, signature: inspect.Signature) -> str:
-    "The docstring of an entry function: source, shapes, figures, weights, license, options."
+def entry_doc(card: Card, signature: inspect.Signature, meaning: dict = {}) -> str:
+    """The docstring of an entry function: source, shapes, figures, weights, license, options.
+
+    `meaning` explains options that only this family has.
+    """
     c, h, w = card.input_size
     title = card.paper if card.paper.startswith(card.family) else f'{card.family}: {card.paper}'
-    options = [f"    {name}: {_meaning.get(name, '')}" for name in signature.parameters]
+    known = _meaning | meaning
+    options = [f"    {name}: {known.get(name, '')}" for name in signature.parameters]
     lines = [
         f"{title} ({card.url})." if card.url else f'{title}.',
         f'Images (B, {c}, {h}, {w}) to logits (B, {card.num_classes}); '
@@ -239,9 +262,13 @@ _entries = {}
 def register(
     card: Card,
     cls: type = None,  # its options become the function's signature
+    config=None,  # the variant, whose fields are options too
     fixed: tuple = (),  # options that the function sets itself
 ):
-    "Decorator: file an entry function under its name, with a signature and a docstring."
+    """Decorator: file an entry function under its name, with a signature and a docstring.
+
+    A class explains options of its own in a dictionary `meaning`.
+    """
 
     def file(fn):
         if fn.__name__ != card.name:
@@ -251,8 +278,8 @@ def register(
             )
         fn.card = card
         if cls is not None:
-            fn.__signature__ = entry_signature(card, cls, fixed)
-            fn.__doc__ = entry_doc(card, fn.__signature__)
+            fn.__signature__ = entry_signature(card, cls, fixed, config)
+            fn.__doc__ = entry_doc(card, fn.__signature__, getattr(cls, 'meaning', {}))
         if fn.__module__ == '__main__':
             return fn
         old = _entries.get(card.name)
@@ -317,9 +344,15 @@ def build_variant(
     pretrained_cfg=None,  # tag, PretrainedCfg or dictionary; the card's if None
     device=None,  # where the model is drawn
     dtype=None,  # floating type that it is converted to
-    **kwargs,  # to `cls`, which raises TypeError for unknown ones
+    **kwargs,  # fields of `config` to replace; the rest goes to `cls`
 ) -> torch.nn.Module:
-    "An instance of `cls` for `config`, through timm's builder; ValueError without such weights."
+    """An instance of `cls` for `config`, through timm's builder.
+
+    ValueError without such weights or for a value that makes no sense, TypeError for an unknown
+    option.
+    """
+    own = {f.name for f in dataclasses.fields(config)} & kwargs.keys()
+    config = dataclasses.replace(config, **{name: kwargs.pop(name) for name in own})
     cfg = pretrained_cfg
     if cfg is None or isinstance(cfg, str):
         cfg = card.pretrained_cfg(cfg if pretrained or cfg else '')
@@ -346,10 +379,152 @@ def build_variant(
         feature_cfg=feature_cfg,
         **kwargs,
     )
-    model.card, model.trained = card, bool(pretrained)
+    model.card = card
+    if pretrained:
+        model.trained = True
     return model
 
-# %% ../nbs/base/07_registry.ipynb #24808b5f
+# %% ../nbs/base/07_registry.ipynb #468a2f49
+@dataclass(frozen=True)
+class Place:
+    "Where a part stands in a model while it is being built; `set_input_size` tells later grids."
+
+    stage: int  # counted from 0
+    block: int  # in its stage, counted from 0
+    dim: int  # channels of the tokens that arrive
+    grid: Grid  # of the tokens that arrive
+    geometry: Geometry  # of the tokens that arrive
+
+
+def make_part(part, **offer):
+    "`part` called with what its signature names of `offer`; ValueError where something is missing."
+    if not callable(part):
+        raise TypeError(
+            f"{part!r} makes no part; give a class or a function that returns a module."
+        )
+    wanted, _ = asked_by(part)
+    missing = [n for n, needed in wanted.items() if needed and n not in offer]
+    if missing:
+        raise ValueError(
+            f"{part_name(part)} asks for {', '.join(missing)}, which is not offered here; "
+            f"there are {', '.join(sorted(offer))}."
+        )
+    return part(**{n: value for n, value in offer.items() if takes(part, n)})
+
+# %% ../nbs/base/07_registry.ipynb #db6f52ee
+def part_name(part):
+    "What to call a part in a sentence."
+    part = plain_part(part)
+    return getattr(part, '__name__', type(part).__name__)
+
+
+def plain_part(part):
+    "The class or function behind `functools.partial`."
+    while hasattr(part, 'func') and hasattr(part, 'keywords'):
+        part = part.func
+    return part
+
+
+def asked_by(part):
+    "What a part asks for: name -> is it needed?; and does it take everything (`**kwargs`)?"
+    fixed, inner = set(), part
+    while hasattr(inner, 'func') and hasattr(inner, 'keywords'):
+        fixed |= inner.keywords.keys()
+        inner = inner.func
+    named, everything = {}, False
+    for p in inspect.signature(part).parameters.values():
+        everything |= p.kind is p.VAR_KEYWORD
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in fixed:
+            named[p.name] = p.default is p.empty
+    return named, everything and fixed
+
+
+def takes(part, name):
+    "Would a part be handed the offer `name`?"
+    named, everything = asked_by(part)
+    return name in named or (everything is not False and name not in everything)
+
+
+def declared(part, name, default=None):
+    "What a part, or the class behind `functools.partial`, declares as `name`."
+    return getattr(part, name, getattr(plain_part(part), name, default))
+
+# %% ../nbs/base/07_registry.ipynb #ddc3c059
+class Parts:
+    "The makers of a model's parts by slot, and the options that its user set for mixers."
+
+    def __init__(
+        self,
+        attention: dict = None,  # slot of attention -> maker
+        options: dict = {},  # the user's name -> (name in the offer, value); 0 asks for nothing
+        **makers,  # slot -> maker
+    ):
+        self.attention, self.options, self.makers = attention or {}, options, makers
+        self.taken = set()
+        for slot in self.attention.keys() - set(attention_slots):
+            raise ValueError(f"Attention has no slot {slot!r}. {suggest(slot, attention_slots)}")
+
+    def make(self, slot, **offer):
+        "The part for `slot`, given what the host offers."
+        maker = self.makers[slot]
+        if 'place' in offer:
+            offer = dict(dim=offer['place'].dim, grid=offer['place'].grid) | offer
+        if slot in ('mixer', 'channel'):
+            offer |= dict(self.options.values())
+            self.taken |= {name for name, (own, _) in self.options.items() if takes(maker, own)}
+        inner = {}
+        for name, part in self.attention.items() if slot == 'mixer' else ():
+            if not takes(maker, name):
+                raise ValueError(
+                    f"{part_name(maker)} has no slot {name!r} for {part_name(part)}; choose a "
+                    "token mixer that is made of attention."
+                )
+            inner[name] = make_part(part, **offer)
+        return make_part(maker, **offer | inner)
+
+    def settle(self):
+        "TypeError for an option that the user set and no part took."
+        for name, (_, value) in self.options.items():
+            if value and name not in self.taken:
+                raise TypeError(
+                    f"{name}={value!r} reaches no part: none of them takes it; leave it."
+                )
+
+# %% ../nbs/base/07_registry.ipynb #db849c3f
+def make_stages(
+    block,  # (place, drop_path) -> Block
+    parts: Parts,
+    dims,  # channels of every stage
+    rates,  # stochastic depth, a list of rates for every stage
+    grid: Grid,  # of the tokens that enter, prefix tokens included
+    geometry: Geometry,  # of these tokens
+    heads=None,  # of every stage
+) -> list:
+    "Stages of blocks, with a transition before each but the first."
+    stages = []
+    for s, (dim, stage_rates) in enumerate(zip(dims, rates, strict=True)):
+        between = None
+        if s:
+            place = Place(s, 0, dims[s - 1], grid, geometry)
+            between = parts.make('transition', place=place, dim_out=dim, heads=heads and heads[s])
+            grid, geometry = between.set_input_size(grid), between.geometry(geometry)
+        places = [Place(s, b, dim, grid, geometry) for b in range(len(stage_rates))]
+        blocks = [block(place, rate) for place, rate in zip(places, stage_rates)]
+        stages.append(Stage(blocks, dim, between))
+    return stages
+
+
+def check_stages(config, *names):
+    "ValueError unless the fields `names` of a variant have as many entries."
+    lengths = {name: len(getattr(config, name)) for name in names}
+    if len(set(lengths.values())) > 1:
+        told = ', '.join(f'{name} has {n}' for name, n in lengths.items())
+        raise ValueError(
+            f"A variant needs an entry for every stage in each of its fields, but {told}; "
+            f"give {' and '.join(names)} together."
+        )
+
+# %% ../nbs/base/07_registry.ipynb #7d2099d2
 _parts = {}
 
 
@@ -366,7 +541,7 @@ def register_part(slot: str, name: str):
 def register_fitted_part(
     slot: str,
     name: str,
-    unfit=lambda card: None,  # why a host with this card cannot take it, or None
+    unfit=lambda host: None,  # why this host cannot take it, or None
 ):
     "Decorator: make a function (host) -> part available to `build` as `name` in `slot`."
 
@@ -381,38 +556,106 @@ def list_parts(slot: str = None) -> dict:
     "Names of the registered parts by slot, of one slot or of all."
     return {s: sorted(p) for s, p in _parts.items() if slot in (None, s)}
 
-# %% ../nbs/base/07_registry.ipynb #7661c389
-def _find_part(entry, host, slot, part):
-    "The part for `slot` of `host`, by name or as it is; ValueError where the host cannot take it."
-    if isinstance(part, str):
-        if part not in _parts[slot]:
-            raise ValueError(f"There is no {slot} called {part!r}. {suggest(part, _parts[slot])}")
-        part = _parts[slot][part]
-    slots = entry.card.slots
-    if slot not in slots:
-        reason = f"it has {'the slots ' + ', '.join(slots) if slots else 'no open slots'}."
-    else:
-        reason = getattr(part, 'unfit', lambda card: None)(entry.card)
+# %% ../nbs/base/07_registry.ipynb #df0cbd17
+_neutral = dict(batch_coupled=False, fixed_tokens=False, size_multiple=1, min_train_batch=1)
+_join = dict(batch_coupled=max, fixed_tokens=max, size_multiple=math.lcm, min_train_batch=max)
+
+
+def composed_card(
+    card: Card,  # of the host
+    brought: dict,  # slot -> traits of the part that was put there
+) -> Card:
+    "The card of a host with other parts: traits of the parts that left are gone, others come."
+    by_slot = card.traits | brought
+    owned = {name for traits in card.traits.values() for name in traits}
+    total = {n: _neutral[n] if n in owned else getattr(card, n) for n in _neutral}
+    for traits in by_slot.values():
+        for name, value in traits.items():
+            total[name] = _join[name](total[name], value)
+    return dataclasses.replace(card, traits=by_slot, **total)
+
+
+def fill_from(model, donor) -> list:
+    "Copy tensors of equal name and shape from `donor`; returns the names left as they were drawn."
+    own, other = model.state_dict(), donor.state_dict()
+    fits = {n: t for n, t in other.items() if n in own and own[n].shape == t.shape}
+    model.load_state_dict(fits, strict=False)
+    return sorted(own.keys() - fits.keys())
+
+# %% ../nbs/base/07_registry.ipynb #14211b59
+def _find_part(card, host, slot, part):
+    "The part for `slot`, by name or as it is; ValueError where there is no such slot or part."
+    if slot not in card.slots:
+        slots = 'the slots ' + ', '.join(card.slots) if card.slots else 'no open slots'
+        raise ValueError(f"{host} cannot take this {slot}: it has {slots}.")
+    if not isinstance(part, str):
+        return part
+    known = _parts.get(slot, {})
+    if part not in known:
+        remedy = (
+            suggest(part, known) if known else 'None is registered; give a class or a function.'
+        )
+        raise ValueError(f"There is no {slot} called {part!r}. {remedy}")
+    return known[part]
+
+
+def _fit_part(part, plain, host, slot):
+    "The part made for the host `plain`; ValueError where it cannot be."
+    reason = declared(part, 'unfit', lambda host: None)(plain)
     if reason:
         raise ValueError(f"{host} cannot take this {slot}: {reason}")
-    return part
+    try:
+        return part.fitted(plain) if hasattr(part, 'fitted') else part
+    except ValueError as e:
+        raise ValueError(f"{host} cannot take this {slot}: {e}") from None
 
 
+def _check_options(entry, host, options):
+    "TypeError for an option that the entry function does not know."
+    known = inspect.signature(entry).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
+    for name in options:
+        if name not in known:
+            slots = sorted({*_parts, *attention_slots})
+            remedy = suggest(name, [*known, *slots])
+            raise TypeError(f"{host} has no option or slot {name!r}. {remedy}")
+
+# %% ../nbs/base/07_registry.ipynb #0ae59387
 def build(
     host: str,  # a registered model
-    pretrained: bool = False,  # load the host's weights
-    **slots_and_options,  # parts by name or as factories; the rest goes to the entry function
+    pretrained: bool = False,  # load the host's weights, as far as they fit
+    **slots_and_options,  # parts by name or as makers; the rest goes to the entry function
 ) -> torch.nn.Module:
-    "The model `host` with other parts in its slots: build('pit_s', transition='average')."
-    entry, options, chosen = model_entry(host), dict(slots_and_options), {}
-    for slot in [name for name in options if name in _parts]:
-        chosen[slot] = _find_part(entry, host, slot, options.pop(slot))
-    fitted = [slot for slot, part in chosen.items() if hasattr(part, 'fitted')]
-    if fitted:
-        plain = entry(**(options | dict(device='meta')))  # what the host is like, without weights
-    for slot in fitted:
-        try:
-            chosen[slot] = chosen[slot].fitted(plain)
-        except ValueError as e:
-            raise ValueError(f"{host} cannot take this {slot}: {e}") from None
-    return entry(pretrained=pretrained, **options, **chosen)
+    """The model `host` with other parts in its slots: build('pit_s', transition='average').
+
+    ValueError where a part cannot be there, TypeError for an unknown option.
+    """
+    entry, options = model_entry(host), dict(slots_and_options)
+    card, slots = entry.card, [s for s in options if s in _parts or s in attention_slots]
+    chosen = {s: _find_part(card, host, s, options.pop(s)) for s in slots}
+    _check_options(entry, host, options)
+    if not chosen:
+        return entry(pretrained=pretrained, **options)
+    plain = entry(**(options | dict(device='meta')))  # what the host is like, without weights
+    makers = {s: _fit_part(part, plain, host, s) for s, part in chosen.items()}
+    brought = {
+        s: declared(made, 'traits', declared(chosen[s], 'traits', {})) for s, made in makers.items()
+    }
+    inner = {s: makers.pop(s) for s in attention_slots if s in makers}
+    if inner:
+        makers['attention'] = inner
+    try:
+        model = entry(**options, **makers)
+    except (TypeError, ValueError) as e:
+        names = ', '.join(f'{s}={part_name(part)}' for s, part in chosen.items())
+        raise type(e)(f"{host} cannot be built with {names}: {e}") from e
+    model.card = composed_card(card, brought)
+    if pretrained:
+        drawn = fill_from(model, entry(pretrained=True, **options))
+        warnings.warn(
+            f"The weights of {host} leave {len(drawn)} of {len(model.state_dict())} tensors as "
+            f"they were drawn: {', '.join(drawn[:3])}{', ...' if len(drawn) > 3 else ''}.",
+            stacklevel=2,
+        )
+    return model

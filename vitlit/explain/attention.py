@@ -9,7 +9,8 @@ __all__ = ['attention', 'rollout', 'relevance']
 import torch
 
 from .attribution import method
-from .flow import observe, propagate
+from .flow import observe, propagate, rule_of
+from ..mixing import AttentionRecord, ResidualRecord
 
 # %% ../../nbs/explain/41a_attention.ipynb #b7fc026a
 def _walk(seen, recording, start, residual, start_layer=0, **notes):
@@ -20,23 +21,35 @@ def _walk(seen, recording, start, residual, start_layer=0, **notes):
     total = r.sum(1) + left
     placed = torch.where(total > 0, r.sum(1) / torch.where(total > 0, total, 1), 0)
     notes = dict(residual=residual, start_layer=start_layer, placed=placed, **notes)
+    silent = (seen.grad == 0).flatten(1).all(1)
+    notes['nothing'] = (start == 0).all(1) | silent  # no token contributes to the score
     relevance = r.unflatten(1, seen.grid.size)
     return dict(map=relevance, grid=seen.grid, geometry=seen.geometry, notes=notes)
+
+
+def _is_attention(record):
+    rule = rule_of(record.mixer)
+    return isinstance(record, AttentionRecord) or (rule is not None and rule.attention)
 
 # %% ../../nbs/explain/41a_attention.ipynb #24651c3e
 @method
 def attention(model, x, score):
     """Weights in the last attention layer, mean over heads, of the tokens that the head reads.
 
-    They are carried through pooling to the first grid.
+    They are carried through pooling to the first grid. ValueError for a model without attention.
     """
     seen = observe(model, x, score)
-    last = next(r for r in reversed(seen.recording) if r.inner)
+    last = next((r for r in reversed(seen.recording.flat()) if _is_attention(r)), None)
+    if last is None:
+        raise ValueError(
+            f"{type(model).__name__} has no attention layer; "
+            "take method='relevance' or method='rollout', which go through any token mixer."
+        )
     walk = []
     for r in seen.recording:
-        if r is last:
-            walk += r.inner
-        elif 'skip' not in r.facts:
+        if any(inside is last for inside in r.flat()):
+            walk.append(last)
+        elif not isinstance(r, ResidualRecord):
             walk.append(r)
     return _walk(seen, walk, seen.start(agnostic=True), 'rollout', class_agnostic=True)
 
@@ -57,7 +70,7 @@ def _published(seen):
 
     For such models the identity rule was published.
     """
-    grids = {r.grid.size for r in seen.recording if 'grid' in r.facts}
+    grids = {r.grid.size for r in seen.recording if r.grid is not None}
     return len(grids) <= 1 and not (seen.start()[:, seen.num_prefix :] > 0).any()
 
 
@@ -92,5 +105,5 @@ def relevance(
         seen = observe(model, x, score, gradient)
     notes = dict(gradient=gradient)
     if gradient == 'lrp':
-        notes['input_share'] = seen.input_share
+        notes |= dict(input_share=seen.input_share, lrp_gap=seen.lrp_gap)
     return _walk(seen, seen.recording, seen.start(), residual, start_layer, **notes)

@@ -4,34 +4,63 @@
 
 # %% auto #0
 __all__ = ['mixing_rules', 'residual_rules', 'eval_with_grad', 'MixingRule', 'register_mixing', 'rule_of', 'watch',
-           'timm_attention', 'Chain', 'ShareMixing', 'operator', 'gradients', 'propagate', 'start_vector',
-           'Observation', 'observe', 'first_geometry', 'layout']
+           'timm_attention', 'keeps_apart', 'unreported', 'moves_tokens', 'Chain', 'ShareMixing', 'operator',
+           'gradients', 'propagate', 'start_vector', 'Observation', 'observe', 'first_geometry', 'layout']
 
 # %% ../../nbs/explain/40_flow.ipynb #a9430a7a
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from inspect import signature
+from threading import Lock
 
 import torch
+from timm.layers import DropPath, LayerNorm, LayerScale, Mlp
 from timm.models.vision_transformer import Attention as TimmAttention
 from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.vision_transformer import ResPostBlock as TimmResPostBlock
 from torch import Tensor, nn
 
 from ..core import Geometry, Grid, to_tokens
 from .lrp import LRPGradients
-from ..mixing import InsertMixing, MatrixMixing, Mixing, ResidualMixing, TokenMixer, capture
+from vitlit.mixing import (
+    capture,
+    current_recording,
+    InsertMixing,
+    MatrixMixing,
+    Mixing,
+    Record,
+    ResidualMixing,
+    ResidualRecord,
+    TokenMixer,
+)
 
 # %% ../../nbs/explain/40_flow.ipynb #b7d997bb
+_lock, _looking = Lock(), {}  # module -> how many look at it, and its mode before the first
+
+
 @contextmanager
 def eval_with_grad(model: nn.Module):
-    "Evaluation mode with gradients on, whatever the caller has set; restores every module's mode."
-    modes = [(m, m.training) for m in model.modules()]
+    """Evaluation mode with gradients on, whatever the caller has set; restores every module's mode.
+
+    Of several threads that look at one model the last restores it.
+    """
+    with _lock:
+        modules = list(model.modules())
+        for m in modules:
+            count, mode = _looking.get(m, (0, m.training))
+            _looking[m] = count + 1, mode
+            m.training = False
     try:
-        model.eval()
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        for m, mode in modes:
-            m.training = mode
+        with _lock:
+            for m in modules:
+                count, mode = _looking.pop(m)
+                if count > 1:
+                    _looking[m] = count - 1, mode
+                else:
+                    m.training = mode
 
 # %% ../../nbs/explain/40_flow.ipynb #cda9b21c
 @dataclass(frozen=True)
@@ -40,6 +69,7 @@ class MixingRule:
 
     mixing: object  # (record, grad) -> Mixing; None for a residual layer
     y: str  # submodule whose input is `record.y`; '' for the module's output
+    attention: bool = False  # is it an attention layer?
 
 
 mixing_rules = {}
@@ -49,6 +79,7 @@ def register_mixing(
     cls: type,  # class of modules that mix tokens (B, N, C)
     mixing=None,  # (record, grad) -> Mixing; None: a residual layer around mixers
     y: str = '',  # submodule whose input is `record.y`; the module's output if ''
+    attention: bool = False,  # is it an attention layer, which the method of that name looks for?
 ):
     """Register how modules of a class (and its subclasses) mix tokens; a later call replaces it.
 
@@ -57,7 +88,7 @@ def register_mixing(
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         kind = type(cls).__name__
         raise TypeError(f"register_mixing takes a class of modules, not {kind}; give type(module).")
-    mixing_rules[cls] = MixingRule(mixing, y)
+    mixing_rules[cls] = MixingRule(mixing, y, attention)
 
 
 def rule_of(module: nn.Module):
@@ -82,16 +113,21 @@ def _listen(module, rule, recording):
     seen = {}
 
     def enter(_, args):
-        seen.update(x=args[0], start=len(recording))
+        if current_recording() is recording:  # another thread may run the same model
+            seen.update(x=args[0], start=len(recording))
 
     def tap(_, args):
-        seen['y'] = args[0]
+        if current_recording() is recording:
+            seen['y'] = args[0]
 
     def leave(_, args, out):
-        facts = dict(x=seen['x'], y=seen['y'] if rule.y else out)
+        if current_recording() is not recording:
+            return
+        tensors = dict(x=seen['x'], y=seen['y'] if rule.y else out)
+        kind = Record
         if rule.mixing is None:
-            facts['skip'] = seen['x']
-        recording.add(module, inner_from=seen['start'], **facts)
+            tensors['skip'], kind = seen['x'], ResidualRecord
+        recording.add(module, kind, inner_from=seen['start'], **tensors)
 
     handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     if rule.y:
@@ -117,8 +153,131 @@ def timm_attention(record, grad=None):
     return MatrixMixing(A.mean(1))
 
 
-register_mixing(TimmAttention, timm_attention, y='proj')
+register_mixing(TimmAttention, timm_attention, y='proj', attention=True)
 register_mixing(TimmBlock, y='norm2')
+register_mixing(TimmResPostBlock, y='mlp')
+
+# %% ../../nbs/explain/40_flow.ipynb #4a19a870
+_apart = {nn.Identity, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Dropout, nn.GELU, nn.ReLU, nn.SiLU}
+_apart |= {DropPath, LayerNorm, LayerScale, Mlp}
+
+
+def keeps_apart(module: nn.Module) -> bool:
+    "Is it known that `module` moves nothing between tokens: by its mark, or by its class?"
+    mark = getattr(module, 'mixes_tokens', None)
+    if mark is not None:
+        return not mark
+    if type(module) in (nn.Sequential, nn.ModuleList, nn.ModuleDict):
+        return all(map(keeps_apart, module.children()))
+    return type(module) in _apart
+
+
+def unreported(module: nn.Module, in_residual: bool = False):
+    "Modules in `module` that nobody accounts for, each with whether a residual layer holds it."
+    if _reports(module) or keeps_apart(module):
+        return
+    residual = _is_residual(module)
+    if residual or any(_reports(m) or _is_residual(m) for m in module.modules()):
+        for child in module.children():
+            yield from unreported(child, in_residual or residual)
+    else:
+        yield module, in_residual
+
+# %% ../../nbs/explain/40_flow.ipynb #82118524
+def moves_tokens(x: Tensor, y: Tensor) -> bool:
+    """Does `y`, computed from `x`, hold at some place what `x` held at another? By autograd.
+
+    Tokens (B, N, C), or images with channels first or last, whichever keeps places apart.
+    """
+    if y.ndim != x.ndim or x.ndim not in (3, 4):
+        return True
+    return all(_moves_along(x, y, axes) for axes in ([(1,)] if x.ndim == 3 else [(1, 2), (2, 3)]))
+
+
+def _moves_along(x, y, axes):
+    places = [x.shape[a] for a in axes]
+    if places != [y.shape[a] for a in axes]:
+        return True
+    draw = torch.Generator().manual_seed(0)
+    some = torch.rand(places, generator=draw) < 0.5
+    some.view(-1)[0] = True
+    shape = [n if a in axes else 1 for a, n in enumerate(x.shape)]
+    weight = torch.randn(y.shape, generator=draw).to(y)
+    for half in (some, ~some):
+        half = half.view(shape).to(y)
+        (g,) = torch.autograd.grad(y, x, weight * half, retain_graph=True, allow_unused=True)
+        if g is not None and (g * (1 - half)).abs().max() > 1e-6 * g.abs().max():
+            return True
+    return False
+
+# %% ../../nbs/explain/40_flow.ipynb #89e6e48f
+def _is_residual(module):
+    if isinstance(module, TokenMixer):
+        return issubclass(module.record_type, ResidualRecord)
+    rule = rule_of(module)
+    return rule is not None and rule.mixing is None
+
+
+def _reports(module):
+    if isinstance(module, TokenMixer):
+        return not _is_residual(module)
+    rule = rule_of(module)
+    return rule is not None and rule.mixing is not None
+
+
+@contextmanager
+def _overhear(model, recording):
+    """Keep, while the model runs, input and output of modules that nobody accounts for.
+
+    A list of (records so far, module, in a residual layer?, x, y).
+    """
+    heard = []
+
+    def listen(in_residual):
+        def leave(module, args, kwargs, out):
+            tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+            out = out[0] if isinstance(out, (tuple, list)) else out
+            here = current_recording() is recording and (in_residual or len(recording))
+            if here and tensors and isinstance(out, Tensor) and tensors[0].requires_grad:
+                heard.append((len(recording), module, in_residual, tensors[0], out))
+
+        return leave
+
+    with ExitStack() as stack:
+        for module, in_residual in unreported(model):
+            handle = module.register_forward_hook(listen(in_residual), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield heard
+
+# %% ../../nbs/explain/40_flow.ipynb #0aab66a7
+def _refuse_movers(heard, recording, whole):
+    "ValueError for a module that mixes and did not report; the head of a `whole` model may."
+    for before, module, in_residual, x, y in heard:
+        in_head = whole and not in_residual and before == len(recording)
+        if not in_head and x.ndim > 2 and moves_tokens(x, y):
+            name = recording.names.get(module, '')
+            raise ValueError(
+                f"{name} ({type(module).__name__}) moves information between tokens and does not "
+                "say how, so a map would be wrong; register a rule for its class with "
+                "register_mixing, or make it a TokenMixer with a `mixing` method."
+            )
+
+
+def _refuse_bypass(recording, x, dx):
+    """ValueError where a mixer from elsewhere is passed by, as by a residual layer without a rule.
+
+    Outside a residual layer all of the score's gradient `dx` at the images `x` comes through it.
+    """
+    for r in recording:
+        if isinstance(r, ResidualRecord) or isinstance(r.mixer, TokenMixer):
+            continue
+        (through,) = torch.autograd.grad(r.y, x, r.grad, retain_graph=True, allow_unused=True)
+        if through is None or (dx - through).norm() > 0.01 * dx.norm():
+            raise ValueError(
+                f"{r.name} ({type(r.mixer).__name__}) says how it mixes tokens, but something "
+                "passes it by, such as a residual connection; register the layer around it with "
+                "register_mixing(its class, y=the submodule that the sum enters)."
+            )
 
 # %% ../../nbs/explain/40_flow.ipynb #5361e907
 class Chain(Mixing):
@@ -168,8 +327,8 @@ residual_rules = ('identity', 'contribution', 'rollout')
 
 def operator(record, residual: str = 'identity'):
     "The Mixing of one record, with its gradients `record.grad` where `gradients` has left them."
-    grad = record.facts.get('grad')
-    if 'skip' not in record.facts:
+    grad = record.grad
+    if not isinstance(record, ResidualRecord):
         rule = rule_of(record.mixer) or record.mixer
         return rule.mixing(record, None if residual == 'rollout' else grad)
     inner = [operator(r, residual) for r in record.inner]
@@ -182,17 +341,27 @@ def operator(record, residual: str = 'identity'):
     return ShareMixing(Chain(inner), skip)
 
 
-def gradients(score: Tensor, records, *others):
+def gradients(score: Tensor, records, *others, keep_graph: bool = False):
     """Put the gradient of `score` (B,) at each record's `y` on the record as `grad`.
 
-    Returns the gradients at the tensors `others`. No `.grad` is touched.
+    Returns the gradients at the tensors `others`. No `.grad` is touched. ValueError where a
+    record's `y` is not what the score was computed from.
     """
     records = [r for record in records for r in record.flat()]
     tensors = [*others, *(r.y for r in records)]
-    found = torch.autograd.grad(score.sum(), tensors, allow_unused=True)
+    known = [t for t in tensors if t.requires_grad]
+    options = dict(retain_graph=keep_graph, allow_unused=True)
+    known = dict(zip(map(id, known), torch.autograd.grad(score.sum(), known, **options)))
+    found = [known.get(id(t)) for t in tensors]
+    for r, g in zip(records, found[len(others) :]):
+        if g is None and any(g is not None for g in found):
+            raise ValueError(
+                f"{r.name} ({type(r.mixer).__name__}) reports a `y` that the score does not depend "
+                "on; report the tensor that the layer goes on with, not a copy of it."
+            )
     found = [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found)]
     for r, g in zip(records, found[len(others) :]):
-        r.facts['grad'] = g
+        r.grad = g
     return found[: len(others)]
 
 # %% ../../nbs/explain/40_flow.ipynb #27dc92fd
@@ -246,6 +415,7 @@ class Observation:
     grad: Tensor  # gradient of the score there
     score: Tensor  # (B,)
     input_share: Tensor  # (B,) of the score: image times gradient; with LRP gradients only
+    lrp_gap: float  # share of the score that LRP gradients miss; None with plain gradients
     grid: Grid  # of the first tokens
     geometry: Geometry  # of the first tokens
 
@@ -260,9 +430,9 @@ class Observation:
 
 
 def _last_grid(recording, grid):
-    return next((r.grid for r in reversed(recording) if 'grid' in r.facts), grid)
+    return next((r.grid for r in reversed(recording) if r.grid is not None), grid)
 
-
+# %% ../../nbs/explain/40_flow.ipynb #92858a80
 def observe(
     model: nn.Module,  # in evaluation mode with gradients on: call this inside `eval_with_grad`
     x: Tensor,  # images (B, C, H, W)
@@ -274,20 +444,31 @@ def observe(
     if gradient not in ('plain', 'lrp'):
         raise ValueError(f"gradient is {gradient!r}, but must be 'plain' or 'lrp'.")
     x = x.detach().clone().requires_grad_()
-    with watch(model, maps) as recording, LRPGradients() if gradient == 'lrp' else ExitStack():
-        parts = hasattr(model, 'forward_features') and hasattr(model, 'forward_head')
-        features = model.forward_features(x) if parts else None
-        logits = model.forward_head(features) if parts else model(x)
+    lrp = LRPGradients() if gradient == 'lrp' else None
+    parts = hasattr(model, 'forward_features') and hasattr(model, 'forward_head')
+    with watch(model, maps) as recording, lrp or ExitStack():
+        with _overhear(model, recording) as heard:
+            features = model.forward_features(x) if parts else None
+            logits = None if parts else model(x)
+        if parts:
+            logits = model.forward_head(features)
     if not recording:
         raise ValueError(_nobody(model))
     grid, geometry = layout(model, recording, tuple(x.shape[-2:]))
     if features is None:
         features = recording[-1].y
     value = score(logits)
-    dx, grad = gradients(value, recording, x, features)
+    _refuse_movers(heard, recording, whole=not parts)
+    zeros = lrp.zeros if lrp else []
+    found = gradients(value, recording, x, features, logits, *zeros, keep_graph=True)
+    dx, grad, of_logits = found[:3]
+    _refuse_bypass(recording, x, dx)
     tokens, grad = (_as_tokens(t, _last_grid(recording, grid)).detach() for t in (features, grad))
-    share = ((x * dx).flatten(1).sum(1) / torch.where(value == 0, 1, value)).detach()
-    return Observation(recording, tokens, grad, value.detach(), share, grid, geometry)
+    linear = (of_logits * logits).sum(1).detach()  # of the score, whatever function it is
+    share = ((x * dx).flatten(1).sum(1) / torch.where(linear == 0, 1, linear)).detach()
+    gap = lrp.gap(linear, x, found=[dx, *found[3:]]) if lrp else None
+    value = value.detach()
+    return Observation(recording, tokens, grad, value, share, gap, grid, geometry)
 
 # %% ../../nbs/explain/40_flow.ipynb #60df7974
 def first_geometry(model: nn.Module, size):
@@ -296,27 +477,50 @@ def first_geometry(model: nn.Module, size):
     Its own, or that of its first convolution; ValueError if neither tells.
     """
     if hasattr(model, 'geometry'):
-        return model.geometry(0)
+        asks = len(signature(model.geometry).parameters) > 1
+        geometry = model.geometry(0, size) if asks else model.geometry(0)
+        if tuple(geometry.size) != tuple(size):
+            seen, known = (f'{h}×{w}' for h, w in (size, geometry.size))
+            raise ValueError(
+                f"{type(model).__name__} was given images of {seen} pixels, but its geometry is "
+                f"that of {known}; give it a method geometry(stage, size)."
+            )
+        return geometry
     conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if conv is None or isinstance(conv.padding, str):
         raise ValueError(
             f"{type(model).__name__} does not tell where its patches sit; "
-            "give it a method geometry(stage) that returns a Geometry."
+            "give it a method geometry(stage, size) that returns a Geometry."
         )
     return Geometry.of_pixels(size).conv(conv.kernel_size, conv.stride, conv.padding)
 
 
+def _roles(model):
+    "Names of the prefix tokens of a model from elsewhere."
+    count = getattr(model, 'num_prefix_tokens', 0)
+    first = getattr(model, 'has_class_token', getattr(model, 'cls_token', None) is not None)
+    roles = ('cls',) * bool(first) + ('dist',) * (getattr(model, 'dist_token', None) is not None)
+    return (roles + ('reg',) * count)[:count]
+
+
 def layout(model: nn.Module, recording, size):
-    "Grid and geometry of the first tokens of `model` on images of `size` (height, width)."
-    geometry = first_geometry(model, size)
-    known = next((r.grid for r in recording if 'grid' in r.facts), None)
-    roles = ('cls', 'dist', *('reg',) * 9)
-    prefix = known.prefix if known else roles[: getattr(model, 'num_prefix_tokens', 0)]
-    grid, tokens = Grid(*geometry.grid, prefix), recording[0].y.shape[1]
+    """Grid and geometry of the first tokens of `model` on images of `size` (height, width).
+
+    The grid is the one that was recorded; ValueError where the geometry has another.
+    """
+    geometry, tokens = first_geometry(model, size), recording[0].y.shape[1]
+    known = next((r.grid for r in recording if r.grid is not None), None)
+    if known is not None and known.size != tuple(geometry.grid):
+        told = f'{geometry.grid[0]}×{geometry.grid[1]}'
+        raise ValueError(
+            f"{type(model).__name__} computed {known.h}×{known.w} tokens, but its geometry says "
+            f"{told}; its method geometry(stage, size) has to answer for the size it is asked for."
+        )
+    grid = Grid(*geometry.grid, known.prefix if known else _roles(model))
     if tokens != grid.tokens:
         raise ValueError(
             f"{type(model).__name__} has {tokens} tokens, but its first convolution gives a grid "
-            f"of {grid}; give the model a method geometry(stage) and num_prefix_tokens."
+            f"of {grid}; give the model a method geometry(stage, size) and num_prefix_tokens."
         )
     return grid, geometry
 

@@ -34,11 +34,26 @@ def dilate(
 # %% ../../nbs/explain/45_metrics.ipynb #f2f29e2b
 @dataclass
 class Pointing:
-    "Where the peaks of B maps lay."
+    "Where the peaks of B maps lay; distances are in pixels of the masks."
 
-    hit: Tensor  # (B,) on the object
-    distracted: Tensor  # (B,) on a distractor
-    chance: float  # hit rate of a point thrown at random
+    distance: Tensor  # (B,) from the peak to the object; inf for a map without a peak
+    distractor_distance: Tensor  # (B,) from the peak to the nearest distractor; inf without one
+    masks: Tensor  # (B, H, W) true on the object
+    tolerance: float = 0.0  # up to which distance a peak counts as on the object
+
+    def at(self, tolerance: float):
+        "The same peaks, judged with another tolerance."
+        return replace(self, tolerance=tolerance)
+
+    @property
+    def hit(self):
+        "Whether each peak lay on the object, (B,)."
+        return self.distance <= self.tolerance
+
+    @property
+    def distracted(self):
+        "Whether each peak lay on a distractor, (B,)."
+        return self.distractor_distance <= self.tolerance
 
     @property
     def rate(self):
@@ -50,10 +65,16 @@ class Pointing:
         "Share of the peaks that lay on a distractor."
         return float(self.distracted.double().mean())
 
+    @property
+    def chance(self):
+        "Hit rate of a point thrown at random."
+        return float(dilate(self.masks, self.tolerance).double().mean())
+
     def __repr__(self):
         return (
             f"Pointing({self.rate:.0%} on the object, {self.distractor_rate:.0%} on a distractor, "
-            f"{self.chance:.0%} by chance, {len(self.hit)} images)"
+            f"{self.chance:.0%} by chance, tolerance {self.tolerance:g} pixels, "
+            f"{len(self.hit)} images)"
         )
 
 # %% ../../nbs/explain/45_metrics.ipynb #782732cc
@@ -61,26 +82,29 @@ def pointing_game(
     attribution: Attribution,  # maps of B images
     masks: Tensor,  # (B, H, W) true on the object; at the model's image size or another
     distractor_masks: Tensor = None,  # (B, H, W) true on shapes of no class
-    tolerance: float = None,  # in pixels of the masks; None: half the distance of token centers
+    tolerance: float = 0.0,  # in pixels of the masks
 ) -> Pointing:
-    """Count how often the highest point of a map lies on the object, and how often on a distractor.
+    """Measure how far the highest point of each map lies from the object, and from a distractor.
 
-    On: at most `tolerance` pixels from the mask. Source: Zhang et al. 2016.
+    A map of zeros has no highest point, so it is infinitely far. Source: Zhang et al. 2016.
     """
     if len(masks) != len(attribution) or masks.ndim != 3:
         raise ValueError(
             f"pointing_game got {len(attribution)} maps and masks of shape {tuple(masks.shape)}, "
             "but needs one mask (H, W) a map."
         )
-    size, geometry = tuple(masks.shape[1:]), attribution.geometry
-    if tolerance is None:
-        tolerance = max(geometry.stride) / 2 * size[0] / geometry.size[0]
-    row, column = attribution.peak(size).T.cpu()
-    on = lambda m: dilate(m.cpu(), tolerance)[torch.arange(len(m)), row, column]
-    distracted = torch.zeros(len(masks), dtype=torch.bool)
-    if distractor_masks is not None:
-        distracted = on(distractor_masks)
-    return Pointing(on(masks), distracted, float(dilate(masks, tolerance).double().mean()))
+    peak = attribution.peak(tuple(masks.shape[1:])).cpu()
+    masks = masks.cpu().bool()
+    other = torch.zeros_like(masks) if distractor_masks is None else distractor_masks.cpu().bool()
+    return Pointing(_distance(peak, masks), _distance(peak, other), masks, tolerance)
+
+
+def _distance(peak, masks):
+    "From each point (B, 2) to the nearest true pixel of its mask; inf without point or pixel."
+    y, x = (torch.arange(n, dtype=peak.dtype) for n in masks.shape[1:])
+    row, column = peak.nan_to_num(torch.inf).T[..., None, None]
+    squared = (y[:, None] - row).square() + (x - column).square()  # B H W
+    return torch.where(masks, squared, torch.inf).amin((1, 2)).sqrt()
 
 # %% ../../nbs/explain/45_metrics.ipynb #9cbda5f1
 def brightness_edges(
@@ -114,7 +138,7 @@ def pointing_scores(
     label: Tensor,  # (B,) true classes
     masks: Tensor,  # (B, H, W) true on the object
     distractor_masks: Tensor,  # (B, H, W) true on shapes of no class
-    tolerance: float,  # in pixels of the masks, as for `pointing_game`
+    tolerance: float = 0.0,  # in pixels of the masks, as for `pointing_game`
     methods=('attention', 'rollout', 'relevance', 'integrated_gradients'),  # or a dict, see below
     seed: int = 0,  # of the random weights
     batch: int = 50,  # images explained at once

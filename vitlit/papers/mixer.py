@@ -14,17 +14,10 @@ import torch
 from timm.layers import lecun_normal_, Mlp
 from torch import nn
 
-from vitlit.backbone import (
-    Backbone,
-    Residual,
-    residual_block,
-    Stage,
-    TokenHead,
-    truncated_linear,
-)
+from ..backbone import Backbone, Residual, residual_block, TokenHead, truncated_linear
 from ..layers import ChannelMLP, PatchEmbed, TokenEmbed
 from ..mixing import MatrixMixing, TokenMixer
-from ..registry import build_variant, Card, register, register_part
+from ..registry import build_variant, Card, make_stages, Parts, register, register_part
 from ..weights import NameRules
 
 # %% ../../nbs/papers/10b_mixer.ipynb #9f6d16eb
@@ -32,6 +25,7 @@ class FixedTokenMixer(TokenMixer):
     "A token mixer with a weight for every pair of places of `grid`: other token counts do not fit."
 
     groups = 1  # of channels, counted apart when relevance is followed back
+    traits = dict(fixed_tokens=True)
 
     def __init__(self, grid):
         super().__init__()
@@ -46,9 +40,9 @@ class FixedTokenMixer(TokenMixer):
             )
 
     @staticmethod
-    def unfit(card):
-        "Why the model of `card` cannot take this mixer, or None."
-        if not card.fixed_tokens:
+    def unfit(host):
+        "Why the model `host` cannot take this mixer, or None."
+        if not host.card.fixed_tokens:
             return "token MLPs fit into MLP-Mixer and ResMLP, whose number of tokens is fixed."
 
 # %% ../../nbs/papers/10b_mixer.ipynb #8fa56709
@@ -88,10 +82,10 @@ class TokenMLP(FixedTokenMixer):
 class TokenLinear(FixedTokenMixer):
     """ResMLP's token mixing: one linear map over the places of `grid`.
 
-    Tokens (B, N, C) to tokens (B, N, C); `hidden` and `drop` have no effect. Source: section 2.
+    Tokens (B, N, C) to tokens (B, N, C). Source: section 2.
     """
 
-    def __init__(self, dim: int, grid, hidden: int = None, drop: float = 0.0):
+    def __init__(self, grid):
         super().__init__(grid)
         self.fc = nn.Linear(grid.tokens, grid.tokens)
 
@@ -168,27 +162,31 @@ class MLPMixer(Backbone):
         mixer=TokenMLP,
         channel=ChannelMLP,
     ):
-        stem = stem(cfg.dim, cfg.patch, in_chans=in_chans, img_size=img_size)
-        scale = torch.full((cfg.dim,), self.scale_start) if self.scale_start else 1.0
-
-        hidden = int(cfg.dim * cfg.token_ratio)
-        norm = partial(self.make_norm, cfg.dim)
-
-        def block():
-            places = mixer(cfg.dim, stem.grid, hidden, drop=proj_drop_rate)
-            mlp = channel(cfg.dim, cfg.mlp_ratio, drop=proj_drop_rate)
-            return residual_block(places, mlp, norm, drop_path_rate, scale)
-
+        options = dict(proj_drop_rate=('drop', proj_drop_rate))
+        parts = Parts(None, options, stem=stem, mixer=mixer, channel=channel)
+        stem = parts.make(
+            'stem', dim=cfg.dim, patch=cfg.patch, in_chans=in_chans, img_size=img_size
+        )
         embed = TokenEmbed(cfg.dim, stem.grid, position=False)
-        stage = Stage([block() for _ in range(cfg.depth)], cfg.dim)
+        block, rates = partial(self.block, cfg, parts), [[drop_path_rate] * cfg.depth]
+        stages = make_stages(block, parts, [cfg.dim], rates, stem.grid, stem.geometry())
+        parts.settle()
         head = TokenHead(cfg.dim, num_classes, (), global_pool, drop_rate)
-        super().__init__(stem, embed, [stage], norm(), head)
+        super().__init__(stem, embed, stages, self.make_norm(cfg.dim), head)
+
+    def block(self, cfg, parts, place, drop_path):
+        "The block that stands at `place`."
+        scale = torch.full((place.dim,), self.scale_start) if self.scale_start else 1.0
+        places = parts.make('mixer', place=place, hidden=int(place.dim * cfg.token_ratio))
+        mlp = parts.make('channel', place=place, ratio=cfg.mlp_ratio)
+        return residual_block(places, mlp, partial(self.make_norm, place.dim), drop_path, scale)
 
     def init_weights(self, mode: str = ''):
         "Draw every parameter anew; the classifier of an MLP-Mixer starts at zero."
         super().init_weights(mode)
         if self.zero_head and self.num_classes:
             nn.init.zeros_(self.head.fc.weight)
+            self.remember_initial()
 
     def init_module(self, m):
         "Linear maps and stem from a truncated normal of variance 1/inputs, biases zero."
@@ -266,7 +264,11 @@ variants = dict(
 )
 
 
-_traits = dict(slots=('stem', 'mixer', 'channel'), fixed_tokens=True)
+_traits = dict(
+    slots=('stem', 'mixer', 'channel'),
+    fixed_tokens=True,
+    traits=dict(mixer=dict(fixed_tokens=True)),
+)
 _signed = dict(mean=(0.5,) * 3, std=(0.5,) * 3)  # pixels become -1 to 1
 
 
@@ -298,17 +300,17 @@ _by_swat = (
 )
 
 
-@register(_card('mixer_ti', _by_swat), MLPMixer)
+@register(_card('mixer_ti', _by_swat), MLPMixer, variants['ti'])
 def mixer_ti(pretrained: bool = False, **kwargs):
     return build_variant(MLPMixer, mixer_ti.card, variants['ti'], pretrained, **kwargs)
 
 
-@register(_card('mixer_s', *_notes(18, 75.7)), MLPMixer)
+@register(_card('mixer_s', *_notes(18, 75.7)), MLPMixer, variants['s'])
 def mixer_s(pretrained: bool = False, **kwargs):
     return build_variant(MLPMixer, mixer_s.card, variants['s'], pretrained, **kwargs)
 
 
-@register(_card('mixer_b32', *_notes(60, 75.5)), MLPMixer)
+@register(_card('mixer_b32', *_notes(60, 75.5)), MLPMixer, variants['b32'])
 def mixer_b32(pretrained: bool = False, **kwargs):
     return build_variant(MLPMixer, mixer_b32.card, variants['b32'], pretrained, **kwargs)
 
@@ -334,6 +336,7 @@ def mixer_b32(pretrained: bool = False, **kwargs):
         **_traits,
     ),
     ResMLP,
+    variants['s12'],
 )
 def resmlp_s12(pretrained: bool = False, **kwargs):
     return build_variant(ResMLP, resmlp_s12.card, variants['s12'], pretrained, **kwargs)
@@ -352,6 +355,7 @@ def resmlp_s12(pretrained: bool = False, **kwargs):
         **_signed,
     ),
     MLPMixer,
+    variants['micro'],
 )
 def mixer_micro(pretrained: bool = False, **kwargs):
     return build_variant(MLPMixer, mixer_micro.card, variants['micro'], pretrained, **kwargs)

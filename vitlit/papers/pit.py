@@ -13,12 +13,21 @@ from functools import partial
 import torch.nn.functional as F
 from torch import nn
 
-from ..attention import Attention
-from ..backbone import Backbone, residual_block, Stage, TokenHead
+from ..attention import Attention, attention_slots
+from ..backbone import Backbone, residual_block, TokenHead
 from ..core import split_prefix, to_image, to_tokens
 from ..layers import ChannelMLP, drop_path_rates, grid_conv, PatchEmbed, TokenEmbed
 from ..mixing import ConvMixing, PrefixMixing, TokenMixer
-from ..registry import build_variant, Card, register, register_part, shipped
+from vitlit.registry import (
+    build_variant,
+    Card,
+    check_stages,
+    make_stages,
+    Parts,
+    register,
+    register_part,
+    shipped,
+)
 from ..weights import NameRules
 
 # %% ../../nbs/papers/11_pit.ipynb #df0e06a0
@@ -71,7 +80,7 @@ class AveragePool(PiTPool):
     ValueError if that is no whole number.
     """
 
-    def __init__(self, dim: int, dim_out: int, heads: int = 1):
+    def __init__(self, dim: int, dim_out: int):
         nn.Module.__init__(self)
         if dim_out % dim:
             raise ValueError(
@@ -96,14 +105,17 @@ class AveragePool(PiTPool):
 # %% ../../nbs/papers/11_pit.ipynb #3d039996
 @dataclass(frozen=True)
 class PiTConfig:
-    "One pooling-based transformer: a stage for every entry of `heads` and `depth`."
+    "One pooling-based transformer: a stage for every entry of `heads` and `depths`."
 
     head_dim: int  # width of a head, in every stage
     heads: tuple  # per stage
-    depth: tuple = (2, 6, 4)  # blocks per stage
+    depths: tuple = (2, 6, 4)  # blocks per stage
     patch: int = 16  # kernel of the stem, pixels
     stride: int = 8  # of the stem, pixels
     mlp_ratio: float = 4.0
+
+    def __post_init__(self):
+        check_stages(self, 'depths', 'heads')
 
     @property
     def dims(self):
@@ -113,7 +125,7 @@ class PiTConfig:
     @property
     def num_taps(self):
         "Number of feature maps: one a stage."
-        return len(self.depth)
+        return len(self.depths)
 
 # %% ../../nbs/papers/11_pit.ipynb #8953129a
 class PiT(Backbone):
@@ -122,6 +134,8 @@ class PiT(Backbone):
     Images (B, in_chans, H, W) to logits (B, num_classes); `forward_features` gives the tokens
     (B, P + h·w, dims[-1]) of the last grid, with P = 1 (2 if `distilled`). Source: section 3.3.
     """
+
+    make_norm = staticmethod(partial(nn.LayerNorm, eps=1e-6))
 
     def __init__(
         self,
@@ -139,26 +153,29 @@ class PiT(Backbone):
         mixer=Attention,
         channel=ChannelMLP,
         transition=PiTPool,
+        attention: dict = None,
     ):
         dims, roles = cfg.dims, ('cls', 'dist') if distilled else ('cls',)
         stem = PatchEmbed(dims[0], cfg.patch, cfg.stride, in_chans=in_chans, img_size=img_size)
         embed = TokenEmbed(dims[0], stem.grid, roles, entries=0, drop=pos_drop_rate)
-        layer_norm = partial(nn.LayerNorm, eps=1e-6)
-
-        def block(dim, heads, drop_path):
-            attention = mixer(dim, heads, attn_drop=attn_drop_rate, drop=proj_drop_rate)
-            mlp = channel(dim, cfg.mlp_ratio, drop=proj_drop_rate)
-            return residual_block(attention, mlp, partial(layer_norm, dim), drop_path)
-
-        stages, previous = [], None
-        rates = drop_path_rates(drop_path_rate, cfg.depth, full=False)
-        for dim, heads, stage_rates in zip(dims, cfg.heads, rates):
-            blocks = [block(dim, heads, rate) for rate in stage_rates]
-            pool = transition(previous, dim, heads) if previous else None
-            stages.append(Stage(blocks, dim, pool))
-            previous = dim
+        options = dict(
+            attn_drop_rate=('attn_drop', attn_drop_rate), proj_drop_rate=('drop', proj_drop_rate)
+        )
+        makers = dict(mixer=mixer, channel=channel, transition=transition)
+        parts = Parts(attention, options, **makers)
+        rates = drop_path_rates(drop_path_rate, cfg.depths, full=False)
+        entrance = stem.grid._replace(prefix=roles), stem.geometry()
+        block = partial(self.block, cfg, parts)
+        stages = make_stages(block, parts, dims, rates, *entrance, heads=cfg.heads)
+        parts.settle()
         head = TokenHead(dims[-1], num_classes, roles, global_pool, drop_rate)
-        super().__init__(stem, embed, stages, layer_norm(dims[-1]), head)
+        super().__init__(stem, embed, stages, self.make_norm(dims[-1]), head)
+
+    def block(self, cfg, parts, place, drop_path):
+        "The block that stands at `place`."
+        attention = parts.make('mixer', place=place, heads=cfg.heads[place.stage])
+        mlp = parts.make('channel', place=place, ratio=cfg.mlp_ratio)
+        return residual_block(attention, mlp, partial(self.make_norm, place.dim), drop_path)
 
 # %% ../../nbs/papers/11_pit.ipynb #7ea0bff4
 _names = (
@@ -205,7 +222,7 @@ def _card(name, params, macs, top1, *notes):
         macs=macs,
         top1=top1,
         notes=notes,
-        slots=('mixer', 'channel', 'transition'),
+        slots=('mixer', 'channel', 'transition', *attention_slots),
         weights=dict(in1k=dict(hf_hub_id=f'timm/{name}_224.in1k')),
         default_tag='in1k',
         classifier=('head.fc', 'head.fc_dist') if name.endswith('distilled') else ('head.fc',),
@@ -215,48 +232,48 @@ def _card(name, params, macs, top1, *notes):
 _note = 'The released network has 4,847,272 parameters, that is 4.8 M; the README prints 4.9 M.'
 
 
-@register(_card('pit_ti', '4.9', '0.71', '73.0', _note), PiT)
+@register(_card('pit_ti', '4.9', '0.71', '73.0', _note), PiT, variants['ti'])
 def pit_ti(pretrained: bool = False, **kwargs):
     return build_variant(PiT, pit_ti.card, variants['ti'], pretrained, **kwargs)
 
 
-@register(_card('pit_xs', '10.6', '1.4', '78.1'), PiT)
+@register(_card('pit_xs', '10.6', '1.4', '78.1'), PiT, variants['xs'])
 def pit_xs(pretrained: bool = False, **kwargs):
     return build_variant(PiT, pit_xs.card, variants['xs'], pretrained, **kwargs)
 
 
-@register(_card('pit_s', '23.5', '2.9', '80.9'), PiT)
+@register(_card('pit_s', '23.5', '2.9', '80.9'), PiT, variants['s'])
 def pit_s(pretrained: bool = False, **kwargs):
     return build_variant(PiT, pit_s.card, variants['s'], pretrained, **kwargs)
 
 
-@register(_card('pit_b', '73.8', '12.5', '82.0'), PiT)
+@register(_card('pit_b', '73.8', '12.5', '82.0'), PiT, variants['b'])
 def pit_b(pretrained: bool = False, **kwargs):
     return build_variant(PiT, pit_b.card, variants['b'], pretrained, **kwargs)
 
 # %% ../../nbs/papers/11_pit.ipynb #85d82643
-@register(_card('pit_ti_distilled', '', '0.71', '74.6'), PiT, fixed=('distilled',))
+@register(_card('pit_ti_distilled', '', '0.71', '74.6'), PiT, variants['ti'], fixed=('distilled',))
 def pit_ti_distilled(pretrained: bool = False, **kwargs):
     return build_variant(
         PiT, pit_ti_distilled.card, variants['ti'], pretrained, distilled=True, **kwargs
     )
 
 
-@register(_card('pit_xs_distilled', '', '1.4', '79.1'), PiT, fixed=('distilled',))
+@register(_card('pit_xs_distilled', '', '1.4', '79.1'), PiT, variants['xs'], fixed=('distilled',))
 def pit_xs_distilled(pretrained: bool = False, **kwargs):
     return build_variant(
         PiT, pit_xs_distilled.card, variants['xs'], pretrained, distilled=True, **kwargs
     )
 
 
-@register(_card('pit_s_distilled', '', '2.9', '81.9'), PiT, fixed=('distilled',))
+@register(_card('pit_s_distilled', '', '2.9', '81.9'), PiT, variants['s'], fixed=('distilled',))
 def pit_s_distilled(pretrained: bool = False, **kwargs):
     return build_variant(
         PiT, pit_s_distilled.card, variants['s'], pretrained, distilled=True, **kwargs
     )
 
 
-@register(_card('pit_b_distilled', '', '12.5', '84.0'), PiT, fixed=('distilled',))
+@register(_card('pit_b_distilled', '', '12.5', '84.0'), PiT, variants['b'], fixed=('distilled',))
 def pit_b_distilled(pretrained: bool = False, **kwargs):
     return build_variant(
         PiT, pit_b_distilled.card, variants['b'], pretrained, distilled=True, **kwargs
@@ -269,7 +286,7 @@ def pit_b_distilled(pretrained: bool = False, **kwargs):
         family='PiT',
         paper='a small PiT for 32 to 64 pixel images, trained on the page about training',
         license='Apache-2.0',
-        slots=('mixer', 'channel', 'transition'),
+        slots=('mixer', 'channel', 'transition', *attention_slots),
         default_tag='scenes',
         weights=shipped('pit_micro', 'scenes', 'digits'),
         num_classes=10,
@@ -279,6 +296,7 @@ def pit_b_distilled(pretrained: bool = False, **kwargs):
         std=(0.5,) * 3,
     ),
     PiT,
+    variants['micro'],
 )
 def pit_micro(pretrained: bool = False, **kwargs):
     return build_variant(PiT, pit_micro.card, variants['micro'], pretrained, **kwargs)

@@ -16,14 +16,12 @@ import torch
 import torch.nn.functional as F
 from timm.layers import resize_rel_pos_bias_table, trunc_normal_
 from torch import nn
-from torch.fx import Proxy
 
-from ..attention import Attention, Windows
-from ..backbone import Backbone, residual_block, SpatialHead, Stage, truncated_linear
+from ..attention import Attention, attention_slots, Windows
+from ..backbone import Backbone, residual_block, SpatialHead, truncated_linear
 from ..core import Grid, to_tokens
 from vitlit.layers import (
     ChannelMLP,
-    check_image,
     drop_path_rates,
     middle_offsets,
     offset_pairs,
@@ -31,7 +29,15 @@ from vitlit.layers import (
     TokenEmbed,
 )
 from ..mixing import Mixing, TokenMixer
-from ..registry import build_variant, Card, register, register_part
+from vitlit.registry import (
+    build_variant,
+    Card,
+    check_stages,
+    make_stages,
+    Parts,
+    register,
+    register_part,
+)
 from ..weights import NameRules
 
 # %% ../../nbs/papers/10c_swin.ipynb #5116e838
@@ -92,18 +98,19 @@ class MergeMixing(Mixing):
 class PatchMerging(TokenMixer):
     """Squares of 2×2 tokens into one: (B, H·W, dim) -> (B, ⌈H/2⌉·⌈W/2⌉, dim_out).
 
-    It does without `heads`, the number in the next stage. Source: section 3.1.
+    Source: section 3.1.
     """
 
-    def __init__(self, dim: int, dim_out: int, heads: int = 1):
+    def __init__(self, dim: int, dim_out: int):
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
         self.reduction = nn.Linear(4 * dim, dim_out, bias=False)
 
     @staticmethod
-    def unfit(card):
-        "Why the model of `card` cannot take this transition, or None."
-        return None if card.pool_size else "its prefix tokens have no place in a square of patches."
+    def unfit(host):
+        "Why the model `host` cannot take this transition, or None."
+        prefix = host.num_prefix_tokens
+        return "its prefix tokens have no place in a square of patches." if prefix else None
 
     def set_input_size(self, grid):
         "The grid that merging makes of `grid`."
@@ -159,9 +166,7 @@ class PaddedPatchEmbed(PatchEmbed):
         return super().geometry(padded)._replace(size=size)
 
     def forward(self, image):
-        check_image(image, self.proj.in_channels, image.shape[-2:])
-        tracing = isinstance(image, Proxy)  # torch.fx traces for one size
-        size = self.img_size if tracing else image.shape[-2:]
+        size = self.check(image)  # while torch.fx traces, the size it was built for
         below, right = self.padding(size)
         if below or right:
             image = F.pad(image, (0, right, 0, below))
@@ -171,24 +176,27 @@ class PaddedPatchEmbed(PatchEmbed):
 # %% ../../nbs/papers/10c_swin.ipynb #881ad9c2
 @dataclass(frozen=True)
 class SwinConfig:
-    "One Swin: a stage for every entry of `depth` and `heads`."
+    "One Swin: a stage for every entry of `depths` and `heads`."
 
     dim: int  # width C of the first stage; doubles from stage to stage
-    depth: tuple = (2, 2, 6, 2)  # blocks per stage
+    depths: tuple = (2, 2, 6, 2)  # blocks per stage
     heads: tuple = (3, 6, 12, 24)  # per stage
     window: int = 7  # side, in tokens
     patch: int = 4  # pixels a side
     mlp_ratio: float = 4.0
 
+    def __post_init__(self):
+        check_stages(self, 'depths', 'heads')
+
     @property
     def dims(self):
         "Width of every stage."
-        return tuple(self.dim * 2**s for s in range(len(self.depth)))
+        return tuple(self.dim * 2**s for s in range(len(self.depths)))
 
     @property
     def num_taps(self):
         "Number of feature maps: one a stage."
-        return len(self.depth)
+        return len(self.depths)
 
 # %% ../../nbs/papers/10c_swin.ipynb #33cc83d1
 class Swin(Backbone):
@@ -196,8 +204,10 @@ class Swin(Backbone):
 
     Images (B, in_chans, H, W) of any size to logits (B, num_classes); `forward_features` gives the
     last map (B, dims[-1], H/32, W/32), rounded up, for patches of 4 pixels and four stages.
-    `window` replaces the side of the configuration's windows. Source: section 3.
+    Source: section 3.
     """
+
+    make_norm = nn.LayerNorm
 
     def __init__(
         self,
@@ -206,7 +216,6 @@ class Swin(Backbone):
         in_chans: int = 3,
         img_size=224,
         global_pool: str = 'avg',
-        window: int = None,
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
@@ -216,33 +225,32 @@ class Swin(Backbone):
         mixer=Attention,
         channel=ChannelMLP,
         transition=PatchMerging,
+        attention: dict = None,
     ):
-        window, dims = window or cfg.window, cfg.dims
-        norm = nn.LayerNorm(dims[0])
-        stem = stem(dims[0], cfg.patch, in_chans=in_chans, img_size=img_size, norm=norm)
-        embed = TokenEmbed(dims[0], stem.grid, position=False, drop=pos_drop_rate)
-
-        def block(dim, heads, i, drop_path):
-            attention = mixer(
-                dim,
-                heads,
-                windows=Windows(window, window // 2 * (i % 2)),
-                bias=RelativeBias(heads, window),
-                attn_drop=attn_drop_rate,
-                drop=proj_drop_rate,
-            )
-            mlp = channel(dim, cfg.mlp_ratio, drop=proj_drop_rate)
-            return residual_block(attention, mlp, partial(nn.LayerNorm, dim), drop_path)
-
-        stages, previous = [], None
-        rates = drop_path_rates(drop_path_rate, cfg.depth)
-        for dim, heads, stage_rates in zip(dims, cfg.heads, rates):
-            blocks = [block(dim, heads, i, rate) for i, rate in enumerate(stage_rates)]
-            merging = transition(previous, dim, heads) if previous else None
-            stages.append(Stage(blocks, dim, merging))
-            previous = dim
+        dims, width = cfg.dims, cfg.dims[0]
+        options = dict(
+            attn_drop_rate=('attn_drop', attn_drop_rate), proj_drop_rate=('drop', proj_drop_rate)
+        )
+        makers = dict(stem=stem, mixer=mixer, channel=channel, transition=transition)
+        parts = Parts(attention, options, **makers)
+        size = dict(in_chans=in_chans, img_size=img_size)
+        stem = parts.make('stem', dim=width, patch=cfg.patch, norm=self.make_norm(width), **size)
+        embed = TokenEmbed(width, stem.grid, position=False, drop=pos_drop_rate)
+        block, rates = partial(self.block, cfg, parts), drop_path_rates(drop_path_rate, cfg.depths)
+        entrance = stem.grid, stem.geometry()
+        stages = make_stages(block, parts, dims, rates, *entrance, heads=cfg.heads)
+        parts.settle()
         head = SpatialHead(dims[-1], num_classes, global_pool, drop_rate)
-        super().__init__(stem, embed, stages, nn.LayerNorm(dims[-1]), head)
+        super().__init__(stem, embed, stages, self.make_norm(dims[-1]), head)
+
+    def block(self, cfg, parts, place, drop_path):
+        "The block that stands at `place`: windows are shifted in every other one."
+        heads, window = cfg.heads[place.stage], cfg.window
+        windows = Windows(window, window // 2 * (place.block % 2))
+        bias = RelativeBias(heads, window)
+        attention = parts.make('mixer', place=place, heads=heads, windows=windows, bias=bias)
+        mlp = parts.make('channel', place=place, ratio=cfg.mlp_ratio)
+        return residual_block(attention, mlp, partial(self.make_norm, place.dim), drop_path)
 
     init_module = staticmethod(truncated_linear)
 
@@ -310,7 +318,10 @@ variants = dict(
 )
 
 
-_traits = dict(fixed_input_size=False, slots=('stem', 'mixer', 'channel', 'transition'))
+_traits = dict(
+    fixed_input_size=False,
+    slots=('stem', 'mixer', 'channel', 'transition', *attention_slots),
+)
 
 
 def _card(name, params, macs, top1, size, *notes):
@@ -342,17 +353,17 @@ _note_t = 'The README prints 81.2 %, SWAT quotes 81.3 %.'
 _note_s = 'The README prints 83.2 %, SWAT quotes 83.0 %.'
 
 
-@register(_card('swin_t', '28', '4.5', '81.2', 'tiny', _note_t), Swin)
+@register(_card('swin_t', '28', '4.5', '81.2', 'tiny', _note_t), Swin, variants['t'])
 def swin_t(pretrained: bool = False, **kwargs):
     return build_variant(Swin, swin_t.card, variants['t'], pretrained, **kwargs)
 
 
-@register(_card('swin_s', '50', '8.7', '83.2', 'small', _note_s), Swin)
+@register(_card('swin_s', '50', '8.7', '83.2', 'small', _note_s), Swin, variants['s'])
 def swin_s(pretrained: bool = False, **kwargs):
     return build_variant(Swin, swin_s.card, variants['s'], pretrained, **kwargs)
 
 
-@register(_card('swin_b', '88', '15.4', '83.5', 'base'), Swin)
+@register(_card('swin_b', '88', '15.4', '83.5', 'base'), Swin, variants['b'])
 def swin_b(pretrained: bool = False, **kwargs):
     return build_variant(Swin, swin_b.card, variants['b'], pretrained, **kwargs)
 
@@ -372,6 +383,7 @@ def swin_b(pretrained: bool = False, **kwargs):
         **_traits,
     ),
     Swin,
+    variants['micro'],
 )
 def swin_micro(pretrained: bool = False, **kwargs):
     return build_variant(Swin, swin_micro.card, variants['micro'], pretrained, **kwargs)

@@ -12,10 +12,18 @@ from functools import partial
 
 from torch import nn
 
-from ..attention import Attention
-from ..backbone import Backbone, residual_block, Stage, TokenHead, truncated_linear
+from ..attention import Attention, attention_slots
+from ..backbone import Backbone, residual_block, TokenHead, truncated_linear
 from ..layers import ChannelMLP, drop_path_rates, PatchEmbed, TokenEmbed
-from ..registry import build_variant, Card, register, register_part, shipped
+from vitlit.registry import (
+    build_variant,
+    Card,
+    make_stages,
+    Parts,
+    register,
+    register_part,
+    shipped,
+)
 from ..weights import NameRules
 
 # %% ../../nbs/papers/10a_vit.ipynb #b9d50509
@@ -51,6 +59,8 @@ class ViT(Backbone):
     `class_token`. Source: ViT section 3.1, DeiT section 4.
     """
 
+    make_norm = staticmethod(partial(nn.LayerNorm, eps=1e-6))
+
     def __init__(
         self,
         cfg: ViTConfig,
@@ -68,6 +78,7 @@ class ViT(Backbone):
         stem=PatchEmbed,
         mixer=Attention,
         channel=ChannelMLP,
+        attention: dict = None,
     ):
         if distilled and not class_token:
             raise ValueError(
@@ -75,19 +86,26 @@ class ViT(Backbone):
                 "is False; leave class_token on, or distilled off."
             )
         roles = ('cls', 'dist') if distilled else ('cls',) if class_token else ()
-        stem = stem(cfg.dim, cfg.patch, in_chans=in_chans, img_size=img_size)
+        options = dict(
+            attn_drop_rate=('attn_drop', attn_drop_rate), proj_drop_rate=('drop', proj_drop_rate)
+        )
+        parts = Parts(attention, options, stem=stem, mixer=mixer, channel=channel)
+        stem = parts.make(
+            'stem', dim=cfg.dim, patch=cfg.patch, in_chans=in_chans, img_size=img_size
+        )
         embed = TokenEmbed(cfg.dim, stem.grid, roles, entries=len(roles), drop=pos_drop_rate)
-        norm = partial(nn.LayerNorm, cfg.dim, eps=1e-6)
-
-        def block(drop_path):
-            attention = mixer(cfg.dim, cfg.heads, attn_drop=attn_drop_rate, drop=proj_drop_rate)
-            mlp = channel(cfg.dim, cfg.mlp_ratio, drop=proj_drop_rate)
-            return residual_block(attention, mlp, norm, drop_path)
-
-        (rates,) = drop_path_rates(drop_path_rate, [cfg.depth])
-        stage = Stage([block(rate) for rate in rates], cfg.dim)
+        grid = stem.grid._replace(prefix=roles)
+        block, rates = partial(self.block, cfg, parts), drop_path_rates(drop_path_rate, [cfg.depth])
+        stages = make_stages(block, parts, [cfg.dim], rates, grid, stem.geometry())
+        parts.settle()
         head = TokenHead(cfg.dim, num_classes, roles, global_pool, drop_rate)
-        super().__init__(stem, embed, [stage], norm(), head)
+        super().__init__(stem, embed, stages, self.make_norm(cfg.dim), head)
+
+    def block(self, cfg, parts, place, drop_path):
+        "The block that stands at `place`."
+        attention = parts.make('mixer', place=place, heads=cfg.heads)
+        mlp = parts.make('channel', place=place, ratio=cfg.mlp_ratio)
+        return residual_block(attention, mlp, partial(self.make_norm, place.dim), drop_path)
 
     init_module = staticmethod(truncated_linear)
 
@@ -130,43 +148,58 @@ def _card(name, params, macs, top1, size):
         params=params,
         macs=macs,
         top1=top1,
-        slots=('stem', 'mixer', 'channel'),
+        slots=('stem', 'mixer', 'channel', *attention_slots),
         default_tag='fb_in1k',
         weights=dict(fb_in1k=dict(hf_hub_id=f'timm/deit_{size}_patch16_224.fb_in1k')),
         classifier=('head.fc', 'head.fc_dist') if 'distilled' in name else ('head.fc',),
     )
 
 # %% ../../nbs/papers/10a_vit.ipynb #5e3cd1f7
-@register(_card('deit_ti', '5.7', '1.3', '72.2', 'tiny'), ViT)
+@register(_card('deit_ti', '5.7', '1.3', '72.2', 'tiny'), ViT, variants['ti'])
 def deit_ti(pretrained: bool = False, **kwargs):
     return build_variant(ViT, deit_ti.card, variants['ti'], pretrained, **kwargs)
 
 
-@register(_card('deit_s', '22.1', '4.6', '79.8', 'small'), ViT)
+@register(_card('deit_s', '22.1', '4.6', '79.8', 'small'), ViT, variants['s'])
 def deit_s(pretrained: bool = False, **kwargs):
     return build_variant(ViT, deit_s.card, variants['s'], pretrained, **kwargs)
 
 
-@register(_card('deit_b', '86.6', '17.6', '81.8', 'base'), ViT)
+@register(_card('deit_b', '86.6', '17.6', '81.8', 'base'), ViT, variants['b'])
 def deit_b(pretrained: bool = False, **kwargs):
     return build_variant(ViT, deit_b.card, variants['b'], pretrained, **kwargs)
 
 
-@register(_card('deit_ti_distilled', '6', '', '74.5', 'tiny_distilled'), ViT, fixed=('distilled',))
+@register(
+    _card('deit_ti_distilled', '6', '', '74.5', 'tiny_distilled'),
+    ViT,
+    variants['ti'],
+    fixed=('distilled',),
+)
 def deit_ti_distilled(pretrained: bool = False, **kwargs):
     return build_variant(
         ViT, deit_ti_distilled.card, variants['ti'], pretrained, distilled=True, **kwargs
     )
 
 
-@register(_card('deit_s_distilled', '22', '', '81.2', 'small_distilled'), ViT, fixed=('distilled',))
+@register(
+    _card('deit_s_distilled', '22', '', '81.2', 'small_distilled'),
+    ViT,
+    variants['s'],
+    fixed=('distilled',),
+)
 def deit_s_distilled(pretrained: bool = False, **kwargs):
     return build_variant(
         ViT, deit_s_distilled.card, variants['s'], pretrained, distilled=True, **kwargs
     )
 
 
-@register(_card('deit_b_distilled', '87', '', '83.4', 'base_distilled'), ViT, fixed=('distilled',))
+@register(
+    _card('deit_b_distilled', '87', '', '83.4', 'base_distilled'),
+    ViT,
+    variants['b'],
+    fixed=('distilled',),
+)
 def deit_b_distilled(pretrained: bool = False, **kwargs):
     return build_variant(
         ViT, deit_b_distilled.card, variants['b'], pretrained, distilled=True, **kwargs
@@ -181,7 +214,7 @@ def deit_b_distilled(pretrained: bool = False, **kwargs):
         url='https://arxiv.org/abs/2010.11929',
         repo='google-research/vision_transformer',
         license='Apache-2.0',
-        slots=('stem', 'mixer', 'channel'),
+        slots=('stem', 'mixer', 'channel', *attention_slots),
         default_tag='augreg_in21k_ft_in1k',
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
@@ -192,6 +225,7 @@ def deit_b_distilled(pretrained: bool = False, **kwargs):
         notes=("SWAT's figure: 88.2 M parameters and 75.5 %, trained on ImageNet-1k alone.",),
     ),
     ViT,
+    variants['b32'],
 )
 def vit_b32(pretrained: bool = False, **kwargs):
     return build_variant(ViT, vit_b32.card, variants['b32'], pretrained, **kwargs)
@@ -203,7 +237,7 @@ def vit_b32(pretrained: bool = False, **kwargs):
         family='DeiT',
         paper='a small DeiT for 32 to 64 pixel images, trained on the page about training',
         license='Apache-2.0',
-        slots=('stem', 'mixer', 'channel'),
+        slots=('stem', 'mixer', 'channel', *attention_slots),
         default_tag='digits',
         weights=shipped('deit_micro', 'digits'),
         num_classes=10,
@@ -213,6 +247,7 @@ def vit_b32(pretrained: bool = False, **kwargs):
         std=(0.5,) * 3,
     ),
     ViT,
+    variants['micro'],
 )
 def deit_micro(pretrained: bool = False, **kwargs):
     return build_variant(ViT, deit_micro.card, variants['micro'], pretrained, **kwargs)
