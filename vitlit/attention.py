@@ -19,6 +19,8 @@ class Windows:
     "Windows of `size` × `size` tokens on a grid, rolled by `shift`."
 
     def __init__(self, size: int, shift: int = 0):
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"A window of {size!r} tokens a side is none; give a whole number.")
         self.size, self.shift = size, shift
 
     def plan(self, grid):
@@ -104,7 +106,7 @@ def cut_windows(windows, q, k, v, bias, grid):
 # %% ../nbs/base/05_attention.ipynb #0dd3220f
 def learned_on_cpu(module) -> bool:
     "Does a gradient go to parameters of `module` (or None) that live on a CPU?"
-    if module is None or not torch.is_grad_enabled():
+    if module is None or not torch.is_grad_enabled() or torch.jit.is_tracing():
         return False
     return any(p.requires_grad and p.device.type == 'cpu' for p in module.parameters())
 
@@ -184,6 +186,9 @@ class Attention(WeightedMixer):
         drop: float = 0.0,  # dropout after *proj*
     ):
         super().__init__()
+        for name, rate in (('attn_drop', attn_drop), ('drop', drop)):
+            if not 0 <= rate <= 1:
+                raise ValueError(f"{name} is {rate}, but a share of the numbers lies in 0 to 1.")
         if qkv is None and dim % heads:
             raise ValueError(
                 f"{heads} heads do not divide {dim} channels; choose a number of heads that does."

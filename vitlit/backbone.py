@@ -159,9 +159,10 @@ class TokenHead(nn.Module):
         if pool not in known:
             ways = ' or '.join(map(repr, known))
             raise ValueError(f"global_pool is {pool!r}, but this model pools by {ways}.")
-        if not isinstance(num_classes, int) or num_classes < 0:
+        whole = isinstance(num_classes, int) and not isinstance(num_classes, bool)
+        if not whole or not 0 <= num_classes < 2**31:
             raise ValueError(
-                f"num_classes is {num_classes!r}, but must be a whole number, "
+                f"num_classes is {num_classes!r}, but must be a whole number below 2³¹, "
                 "0 for features without a classifier."
             )
 
@@ -305,8 +306,9 @@ class Editing:
         self.head.check(num_classes, pool)
         self.head.set_pool(pool)
         like = next(self.parameters())
-        self.head.set_classes(num_classes)
-        self.head.to(device=like.device, dtype=like.dtype).train(self.training)
+        with unchanged_on_error(self):
+            self.head.set_classes(num_classes)
+            self.head.to(device=like.device, dtype=like.dtype).train(self.training)
         self.num_classes = num_classes
         self.remember_initial()
 
@@ -488,3 +490,10 @@ class Backbone(Features, Editing, Tuning, nn.Module):
     def forward(self, image):
         "Logits (B, num_classes) of images (B, in_chans, H, W)."
         return self.forward_head(self.forward_features(image))
+
+    def __prepare_scriptable__(self):
+        "TorchScript asks here first: it cannot read tokens that travel with their grid."
+        raise TypeError(
+            "torch.jit.script cannot read this model; take torch.jit.trace(model, images), "
+            "torch.export.export or torch.compile instead."
+        )

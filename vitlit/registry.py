@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Card', 'shipped', 'entry_signature', 'entry_doc', 'register', 'list_models', 'model_entry', 'model_info',
-           'create_model', 'build_variant', 'Place', 'make_part', 'part_name', 'plain_part', 'asked_by', 'takes',
-           'declared', 'Parts', 'make_stages', 'check_stages', 'register_part', 'register_fitted_part', 'list_parts',
-           'composed_card', 'fill_from', 'build']
+           'check_options', 'create_model', 'build_variant', 'Place', 'make_part', 'part_name', 'plain_part',
+           'asked_by', 'takes', 'declared', 'Parts', 'make_stages', 'check_stages', 'register_part',
+           'register_fitted_part', 'list_parts', 'composed_card', 'fill_from', 'build']
 
 # %% ../nbs/base/07_registry.ipynb #a11ef53c
 import dataclasses
@@ -303,9 +303,12 @@ def list_models(
     family: str = None,  # 'PiT', 'DeiT', ..., in any case
     pretrained: bool = False,  # 'name.tag' for all weights that exist
 ) -> list:  # in natural order
-    "Registered names that match `pattern`."
+    "Registered names that match `pattern`; ValueError for a family that there is not."
     names = fnmatch.filter(_entries, pattern)
     if family is not None:
+        known = sorted({e.card.family for e in _entries.values()})
+        if family.lower() not in [f.lower() for f in known]:
+            raise ValueError(f"There is no family {family!r}; there are {', '.join(known)}.")
         names = [n for n in names if _entries[n].card.family.lower() == family.lower()]
     if pretrained:
         names = [f'{n}.{t}' for n in names for t in _entries[n].card.weights]
@@ -314,6 +317,8 @@ def list_models(
 
 def model_entry(name: str):
     "The entry function of `name` ('pit_s' or 'pit_s.tag'); KeyError if there is none."
+    if not isinstance(name, str):
+        raise TypeError(f"A model's name is text, not {name!r}; list_models() lists the names.")
     base = name.split('.')[0]
     if base not in _entries:
         remedy = suggest(base, _entries) if _entries else 'Import vitlit.models first.'
@@ -325,11 +330,27 @@ def model_info(name: str) -> Card:
     "The card of `name`; KeyError if there is none."
     return model_entry(name).card
 
+# %% ../nbs/base/07_registry.ipynb #815a43ad
+_parts = {}
+
+
+def check_options(entry, host, options):
+    "TypeError for an option that the entry function of `host` does not know."
+    known = inspect.signature(entry).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
+    for name in options:
+        if name not in known:
+            slots = sorted({*_parts, *attention_slots})
+            remedy = suggest(name, [*known, *slots])
+            raise TypeError(f"{host} has no option or slot {name!r}. {remedy}")
+
 # %% ../nbs/base/07_registry.ipynb #71de5955
 def create_model(name: str, pretrained: bool = False, **kwargs):
     "Build the model `name`, or 'name.tag' for certain weights; keywords go to its entry function."
-    base, _, tag = name.partition('.')
-    fn = model_entry(base)
+    fn = model_entry(name)
+    _, _, tag = name.partition('.')
+    check_options(fn, fn.card.name, kwargs)
     if tag:
         fn.card.pretrained_cfg(tag)
         kwargs.setdefault('pretrained_cfg', tag)
@@ -525,14 +546,20 @@ def check_stages(config, *names):
         )
 
 # %% ../nbs/base/07_registry.ipynb #7d2099d2
-_parts = {}
-
-
 def register_part(slot: str, name: str):
-    "Decorator: make a part available to `build` as `name` in `slot`: 'stem', 'mixer', ..."
+    """Decorator: make a part available to `build` as `name` in `slot`: 'stem', 'mixer', ...
+
+    What is registered first stays; ValueError if another module takes its name.
+    """
 
     def file(part):
-        _parts.setdefault(slot, {}).setdefault(name, part)
+        known = _parts.setdefault(slot, {})
+        old = known.setdefault(name, part)
+        if old is not part and part.__module__ not in ('__main__', old.__module__):
+            raise ValueError(
+                f"{name!r} is already a {slot} of {old.__module__}; choose another name in "
+                f"{part.__module__}."
+            )
         return part
 
     return file
@@ -609,18 +636,6 @@ def _fit_part(part, plain, host, slot):
     except ValueError as e:
         raise ValueError(f"{host} cannot take this {slot}: {e}") from None
 
-
-def _check_options(entry, host, options):
-    "TypeError for an option that the entry function does not know."
-    known = inspect.signature(entry).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
-        return
-    for name in options:
-        if name not in known:
-            slots = sorted({*_parts, *attention_slots})
-            remedy = suggest(name, [*known, *slots])
-            raise TypeError(f"{host} has no option or slot {name!r}. {remedy}")
-
 # %% ../nbs/base/07_registry.ipynb #0ae59387
 def build(
     host: str,  # a registered model
@@ -634,7 +649,7 @@ def build(
     entry, options = model_entry(host), dict(slots_and_options)
     card, slots = entry.card, [s for s in options if s in _parts or s in attention_slots]
     chosen = {s: _find_part(card, host, s, options.pop(s)) for s in slots}
-    _check_options(entry, host, options)
+    check_options(entry, host, options)
     if not chosen:
         return entry(pretrained=pretrained, **options)
     plain = entry(**(options | dict(device='meta')))  # what the host is like, without weights
