@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..mixing import held
+
 # %% ../../nbs/explain/40a_lrp.ipynb #fa22647c
 def _ratio(f, x, *args, **kwargs):
     "x · (f(x)/x), the ratio held fixed; f must vanish at zero."
@@ -210,6 +212,8 @@ class LRPGradients(Origins):
             return _ratio(func, *args, **kwargs)
         if name == 'softmax':
             return func(*args, **kwargs).detach()
+        if func is held:
+            return args[0].detach()
         if name in _added:
             args, kwargs = self._terms(name, list(args), dict(kwargs))
         if name in _rules:
