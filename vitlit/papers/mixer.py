@@ -164,9 +164,8 @@ class MLPMixer(Backbone):
     ):
         options = dict(proj_drop_rate=('drop', proj_drop_rate))
         parts = Parts(None, options, stem=stem, mixer=mixer, channel=channel)
-        stem = parts.make(
-            'stem', dim=cfg.dim, patch=cfg.patch, in_chans=in_chans, img_size=img_size
-        )
+        size = dict(in_chans=in_chans, img_size=img_size)
+        stem = parts.make('stem', dim=cfg.dim, patch=cfg.patch, **size)
         embed = TokenEmbed(cfg.dim, stem.grid, position=False)
         block, rates = partial(self.block, cfg, parts), [[drop_path_rate] * cfg.depth]
         stages = make_stages(block, parts, [cfg.dim], rates, stem.grid, stem.geometry())
