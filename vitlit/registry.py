@@ -592,14 +592,18 @@ def composed_card(
     card: Card,  # of the host
     brought: dict,  # slot -> traits of the part that was put there
 ) -> Card:
-    "The card of a host with other parts: traits of the parts that left are gone, others come."
+    """The card of a host with other parts: traits of the parts that left are gone, others come.
+
+    What was published, counts, accuracy and weights, belongs to the host alone.
+    """
     by_slot = card.traits | brought
     owned = {name for traits in card.traits.values() for name in traits}
     total = {n: _neutral[n] if n in owned else getattr(card, n) for n in _neutral}
     for traits in by_slot.values():
         for name, value in traits.items():
             total[name] = _join[name](total[name], value)
-    return dataclasses.replace(card, traits=by_slot, **total)
+    unpublished = dict(params='', macs='', top1='', notes=(), weights={}, default_tag='')
+    return dataclasses.replace(card, traits=by_slot, **total, **unpublished)
 
 
 def fill_from(model, donor) -> list:

@@ -48,12 +48,13 @@ def groups_follow_depth(case):
 @conformance_check('meta')
 def decay_spares_the_right_ones(case):
     """Names in no_weight_decay exist; with biases and 1-D tensors they are all that is spared, and
-    only kernels and matrices decay."""
+    only kernels, matrices and what the card names decay."""
     spared, params = set(case.meta.no_weight_decay()), dict(case.meta.named_parameters())
     require(spared <= set(params), f"{', '.join(sorted(spared - set(params)))}: no such parameter")
     groups = param_groups_weight_decay(case.meta, weight_decay=0.05, no_weight_decay_list=spared)
     decayed = {id(p) for g in groups if g['weight_decay'] > 0 for p in g['params']}
     kernels = {id(m.weight) for m in case.meta.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    kernels |= {id(p) for n, p in params.items() if case.exempt('decayed', n)}
     wrong = [n for n, p in params.items() if (id(p) in decayed) != (id(p) in kernels)]
     which = ', '.join(wrong[:3])
     require(not wrong, f'{which}: decayed though no kernel, or a kernel that is spared')

@@ -129,7 +129,8 @@ def evaluation_repeats(case):
 # %% ../../nbs/conformance/19c_outputs.ipynb #6c0c7e35
 @conformance_check()
 def every_parameter_learns(case):
-    "One step of training gives every parameter a finite gradient that is not zero."
+    """One step of training gives every parameter a finite gradient that is not zero, and none to
+    those that the card exempts."""
     x = case.images(max(2, case.trait('min_train_batch')))
     loss, grads = loss_and_gradients(case.model().train(), x)
     require(loss.isfinite(), f'the loss is {loss}')
@@ -138,8 +139,11 @@ def every_parameter_learns(case):
         'one that is not finite': lambda g: not g.isfinite().all(),
         'zero': lambda g: not g.any(),
     }
+    idle = {n for n in grads if case.exempt('never_learn', n)}
+    learned = [n for n in idle if grads[n] is not None and grads[n].any()]
+    require(not learned, f"{', '.join(learned[:3])}: never learn, says the card, but do")
     for fault, has in faults.items():
-        names = [n for n, g in grads.items() if has(g)]
+        names = [n for n, g in grads.items() if n not in idle and has(g)]
         more = ' …' if len(names) > 3 else ''
         require(not names, f"gradients: {fault} for {', '.join(names[:3])}{more}")
 

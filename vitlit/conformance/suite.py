@@ -8,6 +8,7 @@ __all__ = ['checks', 'NotApplicable', 'require', 'check_same', 'loss_and_gradien
 
 # %% ../../nbs/conformance/19a_suite.ipynb #95bd025e
 import copy
+import fnmatch
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -53,6 +54,16 @@ def loss_and_gradients(
     loss.backward()
     return loss.detach(), {n: p.grad for n, p in model.named_parameters()}
 
+# %% ../../nbs/conformance/19a_suite.ipynb #fad619df
+def _card_of(make):
+    "The card of an entry function, or of the model that any other function builds; or None."
+    if hasattr(make, 'card'):
+        return make.card
+    try:
+        return getattr(make(device='meta'), 'card', None)
+    except Exception:  # the checks will say what is wrong
+        return None
+
 # %% ../../nbs/conformance/19a_suite.ipynb #5a0c7e16
 @dataclass
 class Case:
@@ -67,11 +78,15 @@ class Case:
         "The case of a registered name, or of any function that builds a model from keywords."
         make = model_entry(model) if isinstance(model, str) else model
         name = getattr(make, '__name__', type(make).__name__)
-        return cls(make, name, getattr(make, 'card', None))
+        return cls(make, name, _card_of(make))
 
     def trait(self, name):
         "A field of the card; its default where there is no card."
         return getattr(self.card or Card(self.name, '', license=''), name)
+
+    def exempt(self, trait, name):
+        "Does a pattern of the card's `never_learn` or `decayed` name this parameter?"
+        return any(fnmatch.fnmatch(name, pattern) for pattern in self.trait(trait))
 
     @cached_property
     def meta(self):

@@ -58,8 +58,8 @@ def model_for(
     wish = {k: v for k, v in wish.items() if v and k not in must}
     model = _build(make, must, wish)
     cfg = getattr(model, 'default_cfg', None) or {}
-    # a new classifier is untrained
-    model.trained = bool(pretrained) and cfg.get('num_classes') == n_out
+    if pretrained and cfg.get('num_classes') == n_out:  # a new classifier is untrained
+        model.trained = True
     return model
 
 
@@ -130,11 +130,15 @@ def recipe_optim(groups, recipe: Recipe, lr: float = None) -> PairedOptim:
 
 # %% ../../nbs/train/25_learner.ipynb #dc6675fb
 class MarkTrained(Callback):
-    "Set `model.trained` after a fit of at least one step; `lr_find` does not count."
+    """Set `model.trained` after a fit of at least one step; `lr_find` does not count.
+
+    Nobody knows (None) what a fit that ended in numbers which are not finite has left.
+    """
 
     def after_fit(self):
         if self.train_iter and not hasattr(self.learn, 'lr_finder'):
-            self.model.trained = True
+            finite = all(bool(p.isfinite().all()) for p in self.model.parameters())
+            self.model.trained = True if finite else None
 
 
 class EpochLog(Callback):

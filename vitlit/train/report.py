@@ -256,9 +256,11 @@ def _trust(seen):
     )
     if game := seen.get('game'):
         text += (
-            f"<p>Pointing game, with known masks: the map peaks on the labeled object (or within "
-            f"half a patch) in {game.rate:.0%} of the images, on a shape of no class in "
-            f"{game.distractor_rate:.0%}; a random point hits the object in {game.chance:.0%}.</p>"
+            f"<p>Pointing game, with known masks: the map peaks on the labeled object in "
+            f"{game.at(0).rate:.0%} of the images, at most 2 pixels from it in "
+            f"{game.at(2).rate:.0%}, at most 4 in {game.at(4).rate:.0%}; on a shape of no class in "
+            f"{game.at(0).distractor_rate:.0%}. A random point hits the object in "
+            f"{game.at(0).chance:.0%}.</p>"
         )
     return text
 

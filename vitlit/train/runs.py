@@ -198,8 +198,8 @@ def explain_files(
         path = _free_name(files, folder / f'{Path(image).stem}_{method}.png')
         best = _draw_file(net, seen, x, found, names, path)
         files.append(path)
-        print(f"{image}: {best}{'' if net.trained else ' (untrained weights)'} -> {path}")
-    if not net.trained:
+        print(f"{image}: {best}{' (untrained weights)' if net.trained is False else ''} -> {path}")
+    if net.trained is False:
         print(
             f"The weights of {model} are untrained: the maps show its architecture, not knowledge."
         )
@@ -225,7 +225,7 @@ def _draw_file(net, seen, x, found, names, path):
     words = [f'{names[i]} {p:.0%}' for p, i in zip(top.values.tolist(), top.indices.tolist())]
     axs = axes_grid(2, size=(3.2, 3.2))
     show_image(seen[0], axs[0], title='\n'.join(words))
-    doubt = '' if net.trained else ': UNTRAINED weights'
+    doubt = ': UNTRAINED weights' if net.trained is False else ''
     title = f'{found.method} of {names[int(found.target[0])]}{doubt}'
     show_map(seen[0], found, ax=axs[1], title=title)
     save_figure(axs[0], path, dpi=120)
