@@ -18,7 +18,7 @@ def feature_info_is_exact(case):
     stride of `geometry`, and the announced module exists."""
     options = [{}] if case.trait('fixed_tokens') else [{}, dict(img_size=case.size(3, 5))]
     for kw in options:
-        model = case.make(device='meta', **kw)
+        model = case.make(device='meta', **kw).eval()
         size = kw.get('img_size', tuple(case.meta.img_size))
         x = torch.empty(1, model.in_chans, *size, device='meta')
         maps = model.forward_intermediates(x, intermediates_only=True)
@@ -86,7 +86,7 @@ def works_as_a_feature_extractor(case):
     "features_only=True gives the announced maps, all or those chosen by out_indices."
     kw = {} if case.trait('fixed_tokens') else dict(img_size=case.size(3, 4))
     for options in ({}, dict(out_indices=(0, 1))):
-        model = case.make(features_only=True, device='meta', **kw, **options)
+        model = case.make(features_only=True, device='meta', **kw, **options).eval()
         h, w = kw.get('img_size') or case.meta.img_size
         maps = model(torch.empty(1, case.meta.in_chans, h, w, device='meta'))
         check_equal([m.shape[1] for m in maps], model.feature_info.channels())

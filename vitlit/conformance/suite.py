@@ -91,7 +91,7 @@ class Case:
     @cached_property
     def meta(self):
         "The model on the `meta` device, for questions about structure; not to be changed."
-        return self.make(device='meta')
+        return self.make(device='meta').eval()
 
     @property
     def step(self):
