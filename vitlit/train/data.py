@@ -7,7 +7,9 @@ __all__ = ['normalize', 'stats_of', 'load_image', 'Labeled', 'Images', 'ImageDL'
            'ImageFiles', 'folder']
 
 # %% ../../nbs/train/21_data.ipynb #f00d37d2
+import inspect
 import math
+import os
 import random
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.datasets import load_digits
 from timm.data import create_transform, resolve_data_config
 from timm.data.random_erasing import RandomErasing
 
-from ..core import seeded, to_pair
+from ..core import check_share, check_whole, seeded, suggest, to_pair
 from .scenes import _draw_many, CLASSES, SceneSpec, SHOWN
 
 # %% ../../nbs/train/21_data.ipynb #1ff5abe9
@@ -36,7 +38,7 @@ from fastai.data.transforms import (
     CategoryMap,
     IntToFloatTensor,
     Normalize,
-    get_image_files,
+    image_extensions,
 )
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorCategory, TensorImage, default_device
@@ -68,21 +70,59 @@ def stats_of(
 def load_image(
     source,  # path, PIL image, or array (H, W) or (H, W, 3) of bytes
 ) -> Image.Image:  # mode RGB, upright
-    "Read an image as upright 8-bit RGB, transparent parts white; `ValueError` names a broken file."
+    """Read an image as upright 8-bit RGB, transparent parts white.
+
+    ValueError names a broken file, and refuses floats and 32-bit pixels, which have no known range.
+    """
+    if isinstance(source, np.ndarray):
+        _check_array(source)
+        source = Image.fromarray(source)
+    what = source if isinstance(source, (str, Path)) else f'a {type(source).__name__}'
     try:
-        if isinstance(source, np.ndarray):
-            source = Image.fromarray(source)
         img = source if isinstance(source, Image.Image) else Image.open(source)
         img = ImageOps.exif_transpose(img)  # reads the whole file
-        if img.mode.startswith('I'):
-            gray = (np.asarray(img) / 257).clip(0, 255).round()  # 16 bits
-            img = Image.fromarray(gray.astype(np.uint8))
-        if img.mode in ('RGBA', 'LA', 'PA') or 'transparency' in img.info:
-            img = Image.alpha_composite(Image.new('RGBA', img.size, 'white'), img.convert('RGBA'))
-        return img.convert('RGB')
     except Exception as e:
-        what = source if isinstance(source, (str, Path)) else f'a {type(source).__name__}'
-        raise ValueError(f"Cannot read {what} as an image: {e}") from e
+        raise ValueError(_why_unreadable(what, e)) from e
+    if img.mode.startswith('I') or img.mode == 'F':
+        img = _to_bytes(img, what)
+    if img.mode in ('RGBA', 'LA', 'PA') or 'transparency' in img.info:
+        img = Image.alpha_composite(Image.new('RGBA', img.size, 'white'), img.convert('RGBA'))
+    return img.convert('RGB')
+
+# %% ../../nbs/train/21_data.ipynb #1eb38ebf
+def _check_array(a):
+    "Raise unless `a` holds the bytes of an image."
+    sizes = a.ndim == 2 or (a.ndim == 3 and a.shape[2] in (3, 4))
+    if a.dtype != np.uint8 or not sizes or not a.size:
+        raise ValueError(
+            f"load_image takes an array of bytes (H, W) or (H, W, 3), but got {a.dtype} of shape "
+            f"{a.shape}; scale the values to 0 … 255 and convert them to uint8."
+        )
+
+
+def _why_unreadable(what, e):
+    "What an error in reading `what` means, and what to do."
+    if isinstance(e, FileNotFoundError):
+        return f"Cannot read {what}: there is no such file; give the path of an image."
+    if isinstance(e, IsADirectoryError):
+        return f"Cannot read {what}: it is a folder; give the path of an image."
+    if isinstance(e, AttributeError):
+        return f"Cannot read {what} as an image; give a path, a PIL image or an array of bytes."
+    known = isinstance(e, UnidentifiedImageError)
+    reason = 'the file is broken, or in no format of images' if known else e
+    return f"Cannot read {what} as an image ({reason}); repair it or leave it out."
+
+
+def _to_bytes(img, what):
+    "A gray image of 16 bits with 8 bits."
+    if img.mode == 'F' or (img.mode == 'I' and img.format not in ('PNG', 'PPM')):
+        kind = 'floats' if img.mode == 'F' else '32-bit integers'
+        raise ValueError(
+            f"{what} holds {kind}, whose range nobody knows; scale them to 0 … 255 and save the "
+            "image with 8 bits."
+        )
+    gray = (np.asarray(img) / 257).clip(0, 255).round()
+    return Image.fromarray(gray.astype(np.uint8))
 
 # %% ../../nbs/train/21_data.ipynb #744d35e8
 class Labeled:
@@ -118,7 +158,10 @@ class Images(Labeled):
             got = f'{x.dtype} of shape {tuple(x.shape)}'
             raise ValueError(f"Images wants bytes of shape (N, 3, H, W), got {got}.")
         if y is not None and len(y) != len(x):
-            raise ValueError(f"Images got {len(x)} images, but {len(y)} labels.")
+            raise ValueError(f"Images needs one label an image, got {len(x)} and {len(y)}.")
+        if y is not None and len(y) and not 0 <= int(y.min()) <= int(y.max()) < self.c:
+            got = f'{int(y.min())} to {int(y.max())}'
+            raise ValueError(f"Labels must lie between 0 and {self.c - 1}, got {got}.")
         self.x, self.y, self.items = x, y, range(len(x))
 
     def batch(self, rows):
@@ -166,8 +209,10 @@ def image_loaders(
     num_workers: int = 0,  # processes that prepare batches
 ) -> DataLoaders:  # with `vocab`, `c` and `loss_func`
     "Make `DataLoaders` that shuffle by `seed`, turn bytes into floats, apply `tfms` and normalize."
-    if bs < 1:
-        raise ValueError(f"bs must be at least 1, got {bs}.")
+    bs = check_whole(bs, 'bs')
+    num_workers = num_workers if num_workers is None else check_whole(num_workers, 'num_workers', 0)
+    _check_stats(mean, std)
+    device = default_device() if device is None else _device(device)
 
     def loader(images, **options):
         after = [IntToFloatTensor(), *tfms, Normalize.from_stats(mean, std, cuda=False)]
@@ -176,7 +221,22 @@ def image_loaders(
     with seeded(seed):  # leaves the global generators as they were
         loaders = [loader(train, shuffle=True, drop_last=len(train) > bs), loader(valid)]
     loaders[0].rng = random.Random(seed)
-    return DataLoaders(*loaders, device=default_device() if device is None else device)
+    return DataLoaders(*loaders, device=device)
+
+
+def _check_stats(mean, std):
+    "Raise unless there is a mean, and a positive standard deviation, for each of three channels."
+    number = lambda v: isinstance(v, (int, float)) and math.isfinite(v)
+    if not all(len(s) == 3 and all(map(number, s)) for s in (mean, std)) or min(std) <= 0:
+        got = f'mean={tuple(mean)} and std={tuple(std)}'
+        raise ValueError(f"mean and std must be three numbers each, std positive; got {got}.")
+
+
+def _device(name):
+    try:
+        return torch.device(name)
+    except (RuntimeError, TypeError) as e:
+        raise ValueError(f"device is {name!r}, but must be one of torch's, such as 'cpu'.") from e
 
 # %% ../../nbs/train/21_data.ipynb #5587171a
 def scenes(
@@ -191,9 +251,8 @@ def scenes(
 ) -> DataLoaders:  # ten classes, `CLASSES`
     """Make `DataLoaders` of generated images; `scene_batch` with the same settings gives the
     validation images and their masks."""
-    if min(n_train, n_valid) < 1:
-        got = f'n_train={n_train} and n_valid={n_valid}'
-        raise ValueError(f"scenes needs at least one image in each split, got {got}.")
+    check_whole(n_train, 'n_train')
+    check_whole(n_valid, 'n_valid')
 
     def part(split, n):
         s = _draw_many(range(n), SceneSpec(size, difficulty, distractors, seed, split))
@@ -224,7 +283,7 @@ class Jitter(Transform):
 
 # %% ../../nbs/train/21_data.ipynb #71b31816
 def digits(
-    size: int = 32,  # pixels a side
+    size=32,  # pixels, or (height, width)
     split: str = 'random',  # held out: any fifth, or with 'order' the last fifth, other writers
     bs: int = 64,  # images a batch
     seed: int = 0,  # of the random fifth and of the order
@@ -234,60 +293,127 @@ def digits(
     "Make `DataLoaders` of scikit-learn's handwritten digits: 1,438 to learn from, 359 held out."
     if split not in ('random', 'order'):
         raise ValueError(f"digits knows the splits 'random' and 'order', got {split!r}.")
+    if not isinstance(augment, bool):
+        raise ValueError(f"augment is {augment!r}, but must be True or False.")
+    size = to_pair(size)
     data = load_digits()
     x = torch.from_numpy(data.images).float()[:, None] / 16  # 1797 1 8 8
-    x = F.interpolate(x, size=(size, size), mode='bicubic', align_corners=False).clamp(0, 1)
+    x = F.interpolate(x, size=size, mode='bicubic', align_corners=False).clamp(0, 1)
     x = (x * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
     y, n = torch.from_numpy(data.target).long(), len(x)
     rows = torch.arange(n)
     if split == 'random':
-        rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        with seeded(seed):
+            rows = torch.randperm(n)
     parts = enumerate(rows.split([n - n // 5, n // 5]))
     sets = (Images(x[r].contiguous(), y[r], map(str, range(10)), k) for k, r in parts)
     tfms = [*([Jitter()] if augment else []), *kwargs.pop('tfms', ())]
     return image_loaders(*sets, bs, seed=seed, tfms=tfms, **kwargs)
 
 # %% ../../nbs/train/21_data.ipynb #18471887
-def _split_files(path, split):
-    "Images of one split, as a dictionary class: sorted paths."
-    path, folder = Path(path), Path(path) / split
-    if path.is_file():
-        raise ValueError(f"{path} is a file; give the folder that holds {split!r}.")
-    if not path.is_dir():
-        raise ValueError(f"There is no folder {path}.")
-    here = _folders(path)
-    if not folder.is_dir():
-        splits = [p.name for p in here] or 'no folders'
-        remedy = 'name its splits with train=... and valid=...'
-        raise ValueError(f"{path} has no split {split!r}, only {splits}; {remedy}.")
-    classes = _folders(folder)
-    if not classes:
-        remedy = 'put the images of each class into a folder of its name'
-        raise ValueError(f"{folder} has no class folders; {remedy}.")
-    images = {c.name: sorted(get_image_files(c)) for c in classes}
-    return {c: [f for f in fs if not f.name.startswith('.')] for c, fs in images.items()}
-
-
 def _folders(path):
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith('.'))
 
 
-def _check_classes(files):
-    "Raise where a class of `files` (split: class: paths) is empty, or is in one split only."
+def _listed(names, most=5):
+    "Names in quotes, the first `most` of them."
+    names = list(names)
+    return ', '.join(map(repr, names[:most])) + (', …' if len(names) > most else '')
+
+
+def _class_files(folder):
+    "Images in the class folders of `folder`, as a dictionary class: sorted paths."
+    classes = _folders(folder)
+    if not classes:
+        remedy = 'put the images of each class into a folder of its name'
+        raise ValueError(f"{folder} has no class folders; {remedy}.")
+    return {c.name: _images_in(c) for c in classes}
+
+
+def _images_in(folder):
+    "The images below `folder`, sorted; ValueError for a folder inside that leads back out."
+    files, seen = [], {}
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:
+            raise ValueError(f"{root} and {seen[real]} are one folder; remove the link.")
+        seen[real] = root
+        folders[:] = [f for f in folders if not f.startswith('.')]
+        names = (f for f in names if not f.startswith('.'))
+        files += [Path(root, f) for f in names if Path(f).suffix.lower() in image_extensions]
+    return sorted(files)
+
+# %% ../../nbs/train/21_data.ipynb #c423ad36
+def _split_files(path, train, valid):
+    "Images of two splits, as a dictionary split: class: sorted paths."
+    if path.is_file():
+        raise ValueError(f"{path} is a file; give the folder that holds {train!r} and {valid!r}.")
+    if not path.is_dir():
+        raise ValueError(f"There is no folder {path}; give one with images.")
+    for split in (train, valid):
+        if not (path / split).is_dir():
+            here = _listed(p.name for p in _folders(path)) or 'no folders'
+            raise ValueError(
+                f"{path} has no split {split!r}, only {here}; name its splits with train=... and "
+                "valid=..., or hold out a share of each class, valid=0.2."
+            )
+    return {split: _class_files(path / split) for split in (train, valid)}
+
+
+def _hold_out(path, share, seed):
+    "Images of class folders, of which a random `share` of each class, one or more, is held out."
+    share = check_share(share, 'valid')
+    if not path.is_dir():
+        raise ValueError(f"There is no folder {path}; give one that holds a folder for each class.")
+    classes, draw = _class_files(path), random.Random(seed)
+    few = [c for c, files in classes.items() if len(files) < 2]
+    if few:
+        rule = 'to learn from one and hold out another'
+        raise ValueError(f"{path} needs two images of {_listed(few)} or more, {rule}.")
+    held = {
+        c: set(draw.sample(fs, min(max(1, round(share * len(fs))), len(fs) - 1)))
+        for c, fs in classes.items()
+    }
+    learned = {c: [f for f in fs if f not in held[c]] for c, fs in classes.items()}
+    return dict(train=learned, valid={c: sorted(fs) for c, fs in held.items()})
+
+# %% ../../nbs/train/21_data.ipynb #50277902
+def _check_classes(path, files):
+    "Raise where a class of `files` (split: class: paths) is empty, alone, or in one split only."
     for split, classes in files.items():
-        empty = ', '.join(repr(c) for c, f in classes.items() if not f)
+        empty = _listed(c for c, f in classes.items() if not f)
         if empty:
             remedy = 'add some or remove the class'
             raise ValueError(f"Split {split!r} has no readable image of {empty}; {remedy}.")
     (a, first), (b, second) = files.items()
     only = {a: sorted(set(first) - set(second)), b: sorted(set(second) - set(first))}
-    only = ' and '.join(
-        f'{classes} only in {split!r}' for split, classes in only.items() if classes
-    )
+    only = ' and '.join(f'{_listed(c)} only in {split!r}' for split, c in only.items() if c)
     if only:
-        raise ValueError(f"Both splits need the same classes, but {only}.")
+        raise ValueError(f"Both splits need the same classes, but {only}; add or remove folders.")
+    if len(first) < 2:
+        raise ValueError(f"{path} has one class, {_listed(first)}, but must have two or more.")
 
 
+def _check_apart(files):
+    "Raise where an image of one split is, through links, one of the other."
+    places = {}
+
+    def place(f):
+        folder = places.setdefault(f.parent, os.path.realpath(f.parent))
+        return os.path.realpath(f) if f.is_symlink() else os.path.join(folder, f.name)
+
+    (a, first), (b, second) = (
+        (split, {place(f): f for fs in classes.values() for f in fs})
+        for split, classes in files.items()
+    )
+    both = sorted(set(first) & set(second))
+    if both:
+        raise ValueError(
+            f"{b!r} holds {len(both)} of the images of {a!r}, such as {second[both[0]]}; remove "
+            "the links, because validation images must not be trained on."
+        )
+
+# %% ../../nbs/train/21_data.ipynb #e7f3926a
 def _unreadable(files):
     "The images among `files` that cannot be read, as a dictionary path: reason."
 
@@ -339,6 +465,11 @@ class _Erase(Transform):
 
 def _data_config(cfg, size):
     "timm's keywords for preparing images, from a model, its configuration, or nothing."
+    if not (cfg is None or isinstance(cfg, dict) or hasattr(cfg, '__dict__')):
+        raise ValueError(
+            f"cfg is {cfg!r}, but must be a model, its default_cfg, or None; "
+            "timm.get_pretrained_cfg(name) gives that of a name."
+        )
     for name in ('pretrained_cfg', 'default_cfg'):
         cfg = getattr(cfg, name, None) or cfg
     cfg = cfg if cfg is None or isinstance(cfg, dict) else vars(cfg)
@@ -346,10 +477,13 @@ def _data_config(cfg, size):
     return data if size is None else data | dict(input_size=(3, *to_pair(size)))
 
 # %% ../../nbs/train/21_data.ipynb #7fdb7c9a
-def _readable_files(path, splits, on_bad, verify):
+def _readable_files(path, splits, on_bad, verify, seed):
     "(split: class: paths, path: reason of what cannot be read), as `folder` was asked to treat it."
-    files = {s: _split_files(path, s) for s in splits}
-    _check_classes(files)
+    path, (train, valid) = Path(path), splits
+    named = isinstance(valid, str)
+    files = _split_files(path, train, valid) if named else _hold_out(path, valid, seed)
+    _check_classes(path, files)
+    _check_apart(files)
     every = [f for classes in files.values() for fs in classes.values() for f in fs]
     bad = _unreadable(every) if verify or on_bad == 'skip' else {}
     if bad and on_bad == 'raise':
@@ -358,18 +492,41 @@ def _readable_files(path, splits, on_bad, verify):
     for classes in files.values():
         for c in classes:
             classes[c] = [f for f in classes[c] if f not in bad]
-    _check_classes(files)
+    _check_classes(path, files)
     return files, bad
+
+
+def _check_augment(augment, erase, kwargs):
+    "Raise for options of `folder`'s training images that mean nothing."
+    if augment is None and kwargs:
+        raise ValueError(f"augment=None means no augmentation, but {sorted(kwargs)} ask for some.")
+    check_share(erase, 'erase')
+    known = inspect.signature(create_transform).parameters
+    for name, value in kwargs.items():
+        if name not in known:
+            raise TypeError(f"folder has no option {name!r}. {suggest(name, known)}")
+        if name in ('hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob'):
+            check_share(value, name)
+    scale = kwargs.get('scale') or (1, 1)
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(
+            f"scale is {scale!r}, but must be two shares of the area, such as (0.5, 1)."
+        )
 
 
 def _train_transform(data, augment, kwargs):
     data = {k: v for k, v in data.items() if k not in ('crop_pct', 'crop_mode')}
     data['auto_augment'] = augment or None
-    return create_transform(**data, **kwargs, is_training=True, normalize=False)
+    try:
+        return create_transform(**data, **kwargs, is_training=True, normalize=False)
+    except (AssertionError, TypeError, ValueError) as e:
+        asked = ', '.join(f'{k}={v!r}' for k, v in (dict(augment=augment) | kwargs).items())
+        known = "give a policy of timm's, such as 'rand-m9-mstd0.5-inc1', '' or None"
+        raise ValueError(f"timm makes no augmentation of {asked}; {known}.") from e
 
 # %% ../../nbs/train/21_data.ipynb #ddac9498
 def folder(
-    path,  # holds train/<class>/* and val/<class>/*
+    path,  # holds train/<class>/* and val/<class>/*; or <class>/*, where `valid` is a share
     size=None,  # pixels, or (height, width); the model's if None, 224 without a model
     bs: int = 64,  # images a batch
     cfg=None,  # a model or its `default_cfg`: mean, std, crop_pct, interpolation; else ImageNet's
@@ -378,8 +535,8 @@ def folder(
     on_bad: str = 'raise',  # an unreadable image: 'raise', or 'skip' and list it in `dls.bad`
     verify: bool = False,  # read every image once before anything starts? always done to skip
     train: str = 'train',  # name of the training split
-    valid: str = 'val',  # name of the validation split
-    seed: int = 0,  # of the order
+    valid='val',  # name of the validation split; or a share of each class to hold out at random
+    seed: int = 0,  # of the order, and of what is held out
     num_workers: int = None,  # processes that read images; fastai's choice if None
     device=None,  # where batches go, fastai's choice if None
     **kwargs,  # training images, for timm's `create_transform`: scale, ratio, hflip, vflip, ...
@@ -390,19 +547,19 @@ def folder(
     if train == valid:
         rule = 'Training and validation images must lie in different folders'
         raise ValueError(f"{rule}, got {train!r} for both.")
-    if augment is None and kwargs:
-        raise ValueError(f"augment=None means no augmentation, but {sorted(kwargs)} ask for some.")
-    files, bad = _readable_files(path, (train, valid), on_bad, verify)
-    data = _data_config(cfg, size)
+    _check_augment(augment, erase, kwargs)
+    bs, data = check_whole(bs, 'bs'), _data_config(cfg, size)
+    files, bad = _readable_files(path, (train, valid), on_bad, verify, seed)
     eval_tfm = create_transform(**data, normalize=False)  # bytes; batches are normalized later
     train_tfm = eval_tfm if augment is None else _train_transform(data, augment, kwargs)
-    vocab = CategoryMap(list(files[train]))
+    learned, held = files.values()
+    vocab = CategoryMap(list(learned))
 
     def part(k, classes, tfm):
         pairs = [(f, vocab.o2i[c]) for c, fs in classes.items() for f in fs]
         return ImageFiles([f for f, _ in pairs], [y for _, y in pairs], vocab, tfm, k)
 
-    sets = part(0, files[train], train_tfm), part(1, files[valid], eval_tfm)
+    sets = part(0, learned, train_tfm), part(1, held, eval_tfm)
     tfms = [_Erase(erase)] if erase and augment is not None else []
     dls = image_loaders(*sets, bs, data['mean'], data['std'], seed, tfms, device, num_workers)
     dls.bad = bad

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..core import to_pair
+from ..core import check_share, check_whole, to_pair
 
 # %% ../../nbs/train/20_scenes.ipynb #da8acc4f
 def _disc(u, v):
@@ -133,8 +133,7 @@ def schedule(
 ) -> dict:  # smallest and largest `radius`, `angle`, `contrast`, `texture`
     """What a difficulty means: radius in pixels of 64, largest angle in degrees, least contrast,
     height of the ground's waves; ValueError outside [0, 1]."""
-    if not 0 <= difficulty <= 1:
-        raise ValueError(f"difficulty must lie between 0 (easy) and 1 (hard), got {difficulty}.")
+    check_share(difficulty, 'difficulty')
     slide = lambda easy, hard: round(easy + (hard - easy) * difficulty, 4)
     return dict(
         radius=(slide(14, 7), slide(20, 13)),
@@ -184,12 +183,15 @@ class SceneSpec:
             raise ValueError(f"A scene needs 32 pixels a side or more, got size={self.size}.")
         if self.split not in ('train', 'valid'):
             raise ValueError(f"split must be 'train' or 'valid', got {self.split!r}.")
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed must be a whole number, 0 or more, got {self.seed!r}.")
-        low, high = self.distractor_range
-        if not 0 <= low <= high <= 3:
+        if check_whole(self.seed, 'seed', 0) >= 2**64:
+            raise ValueError(f"seed is {self.seed}, but must be less than 2**64.")
+        given = self.distractors
+        ends = (given,) if isinstance(given, int) else given
+        known = isinstance(ends, (tuple, list)) and len(ends) in (1, 2)
+        known = known and all(isinstance(n, int) and 0 <= n <= 3 for n in ends)
+        if not known or ends[0] > ends[-1]:
             what = 'distractors must be 0 to 3, or a range such as (0, 2)'
-            raise ValueError(f"{what}, got {self.distractors!r}.")
+            raise ValueError(f"{what}, got {given!r}.")
 
     @property
     def distractor_range(self):
@@ -321,8 +323,15 @@ def make_scene(
     spec: SceneSpec = SceneSpec(),  # which images
 ) -> Scene:  # image (H, W, 3) uint8, label, mask (H, W), box (4,), distractor_mask (H, W)
     "Draw scene number `i`; it depends on `i` and `spec` alone."
-    image, label, *rest = (v[0] for v in _draw([i], spec))
+    image, label, *rest = (v[0] for v in _draw([_number(i, 'i')], spec))
     return Scene(image.transpose(1, 2, 0), int(label), *rest)
+
+
+def _number(i, what):
+    "Number of a scene as an int; ValueError, naming `what`, where there is none."
+    if check_whole(i, what, 0) >= 2**63:
+        raise ValueError(f"{what} is {i}, but must be less than 2**63.")
+    return int(i)
 
 
 def scene_batch(
@@ -335,8 +344,7 @@ def scene_batch(
     start: int = 0,  # number of the first image
 ) -> Scene:  # image (n, 3, H, W) in [0, 1], label (n,), masks (n, H, W), box (n, 4)
     "Draw `n` scenes as tensors; feed a model with `normalize(image, mean, std)`."
-    if n < 1:
-        raise ValueError(f"scene_batch needs at least one image, got n={n}.")
+    n, start = check_whole(n, 'n'), _number(start, 'start')
     spec = SceneSpec(size, difficulty, distractors, seed, split)
     image, *rest = map(torch.from_numpy, _draw_many(range(start, start + n), spec))
     return Scene(image.float().div_(255), *rest)
