@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function, use_fused_attn
 from torch import nn
 
-from .core import Grid
+from .core import check_share, Grid
 from .mixing import AttentionRecord, MatrixMixing, TokenMixer, WindowMixing
 
 # %% ../nbs/base/05_attention.ipynb #276a6b34
@@ -205,9 +205,7 @@ class Attention(AttentionSlots, WeightedMixer):
         drop: float = 0.0,  # dropout after *proj*
     ):
         super().__init__()
-        for name, rate in (('attn_drop', attn_drop), ('drop', drop)):
-            if not 0 <= rate <= 1:
-                raise ValueError(f"{name} is {rate}, but a share of the numbers lies in 0 to 1.")
+        attn_drop, drop = check_share(attn_drop, 'attn_drop'), check_share(drop, 'drop')
         if qkv is None and dim % heads:
             raise ValueError(
                 f"{heads} heads do not divide {dim} channels; choose a number of heads that does."

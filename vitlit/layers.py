@@ -223,6 +223,8 @@ class ConvMLP(TokenMixer):
 class TokenBatchNorm(nn.Module):
     "Batch norm of tokens (B, N, C) over batch and tokens; keywords as in `nn.BatchNorm1d`."
 
+    mixes_tokens = False  # in evaluation mode, in which `vitlit.explain` looks
+
     def __init__(self, dim: int, **kw):
         super().__init__()
         self.bn = nn.BatchNorm1d(dim, **kw)

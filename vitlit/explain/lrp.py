@@ -82,6 +82,13 @@ def _normalize(input, p=2.0, dim=1, eps=1e-12, out=None):
     return input / input.detach().norm(p, dim, keepdim=True).clamp_min(eps)
 
 
+def _multi_head(*args, **kwargs):
+    raise NotImplementedError(
+        'LRPGradients have no rule for nn.MultiheadAttention, which calls its parts where they '
+        "cannot be seen; pass gradient='plain', or use timm's or vitlit's Attention."
+    )
+
+
 def _divide(func, x, y, **kwargs):
     return func(x, y.detach() if isinstance(y, Tensor) else y, **kwargs)
 
@@ -94,6 +101,7 @@ _rules = dict(
     batch_norm=_batch_norm,
     normalize=_normalize,
     glu=_glu,
+    multi_head_attention_forward=_multi_head,
 )
 _activations = {'gelu', 'relu', 'relu6', 'silu', 'hardswish', 'leaky_relu', 'elu', 'celu', 'selu'}
 _activations |= {'mish', 'tanh', 'softsign', 'erf'}  # all of them zero at zero

@@ -107,6 +107,8 @@ class TokenLinear(FixedTokenMixer):
 class Affine(nn.Module):
     "ResMLP's norm of tokens (B, N, dim): a scale and a shift per channel. Source: section 2."
 
+    mixes_tokens = False
+
     def __init__(self, dim: int):
         super().__init__()
         self.alpha = nn.Parameter(torch.ones(dim))
