@@ -173,6 +173,7 @@ recipes = dict(
     micro=_micro,
     photo=_micro.replace(
         name='photo',
+        lr=1e-3,
         epochs=20,
         warmup_epochs=2,
         source='vitlit: the protocol of the page about photographs',
