@@ -158,7 +158,7 @@ def check_share(value, what):
 def suggest(name: str, names, n=3):
     "A sentence with the `n` of `names` spelled most like `name`, or one that says where to look."
     names = list(dict.fromkeys(names))
-    close = difflib.get_close_matches(name, names, n=n, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), names, n=n, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(map(repr, close))}?"
     return f"There are {len(names)} names, such as {', '.join(map(repr, names[:n]))}."

@@ -173,10 +173,19 @@ class ChannelMLP(Mlp):
     mixes_tokens = False  # each token alone, as `vitlit.explain` wants to know
 
     def __init__(self, dim: int, ratio: float = 4.0, drop: float = 0.0, act_layer=nn.GELU):
-        super().__init__(dim, int(dim * ratio), act_layer=act_layer, drop=drop)
+        super().__init__(dim, _hidden(dim, ratio), act_layer=act_layer, drop=drop)
 
     def forward(self, x, grid=None):
         return super().forward(x)
+
+
+def _hidden(dim, ratio):
+    "Hidden channels of a perceptron; ValueError for none."
+    if int(dim * ratio) < 1:
+        raise ValueError(
+            f"A ratio of {ratio} leaves none of {dim} channels in the middle; give a larger one."
+        )
+    return int(dim * ratio)
 
 # %% ../nbs/base/04a_layers.ipynb #5c026487
 def grid_conv(conv, x, grid, prefix=None):
@@ -199,7 +208,7 @@ class ConvMLP(TokenMixer):
         self, dim: int, ratio: float = 4.0, drop: float = 0.0, kernel: int = 5, groups: int = 1
     ):
         super().__init__()
-        hidden = int(dim * ratio)
+        hidden = _hidden(dim, ratio)
         self.groups = groups  # of channels, when relevance is followed back
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.conv = nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2, groups=hidden)

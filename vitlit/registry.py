@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Card', 'shipped', 'entry_signature', 'entry_doc', 'register', 'list_models', 'model_entry', 'model_info',
-           'check_options', 'create_model', 'build_variant', 'Place', 'make_part', 'part_name', 'plain_part',
-           'asked_by', 'takes', 'declared', 'Parts', 'make_stages', 'check_stages', 'register_part',
-           'register_fitted_part', 'list_parts', 'composed_card', 'fill_from', 'build']
+           'check_options', 'create_model', 'check_values', 'vary', 'pretrained_fields', 'fit_weights', 'build_variant',
+           'identify', 'Place', 'make_part', 'part_name', 'plain_part', 'asked_by', 'takes', 'declared', 'Parts',
+           'make_stages', 'check_stages', 'register_part', 'register_fitted_part', 'list_parts', 'composed_card',
+           'fill_from', 'build']
 
 # %% ../nbs/base/07_registry.ipynb #a11ef53c
 import dataclasses
@@ -19,14 +20,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.resources import files
 
+import numpy as np
 import torch
 from timm.models import build_model_with_cfg
 from timm.models._pretrained import PretrainedCfg
 
 from .attention import attention_slots
 from .backbone import Stage
-from .core import Geometry, Grid, suggest
-from .weights import convert
+from .core import check_share, check_whole, Geometry, Grid, suggest, to_pair
+from .weights import convert, misfits, namers, read_state, refusal
 
 # %% ../nbs/base/07_registry.ipynb #e6bec329
 # fields of a card that timm's PretrainedCfg has under the same name
@@ -304,6 +306,9 @@ def list_models(
     pretrained: bool = False,  # 'name.tag' for all weights that exist
 ) -> list:  # in natural order
     "Registered names that match `pattern`; ValueError for a family that there is not."
+    for what in (pattern, family or ''):
+        if not isinstance(what, str):
+            raise TypeError(f"A pattern or family is text such as 'pit_*' or 'PiT', not {what!r}.")
     names = fnmatch.filter(_entries, pattern)
     if family is not None:
         known = sorted({e.card.family for e in _entries.values()})
@@ -332,6 +337,9 @@ def model_info(name: str) -> Card:
 
 # %% ../nbs/base/07_registry.ipynb #815a43ad
 _parts = {}
+# options of timm's builder
+_of_builder = ('features_only', 'out_indices', 'feature_cls', 'cache_dir')
+_of_builder += ('pretrained_cfg_overlay', 'pretrained_strict')
 
 
 def check_options(entry, host, options):
@@ -339,9 +347,9 @@ def check_options(entry, host, options):
     known = inspect.signature(entry).parameters
     if any(p.kind is p.VAR_KEYWORD for p in known.values()):
         return
+    slots = sorted({*_parts, *attention_slots})
     for name in options:
-        if name not in known:
-            slots = sorted({*_parts, *attention_slots})
+        if name not in known and name not in _of_builder:
             remedy = suggest(name, [*known, *slots])
             raise TypeError(f"{host} has no option or slot {name!r}. {remedy}")
 
@@ -356,54 +364,216 @@ def create_model(name: str, pretrained: bool = False, **kwargs):
         kwargs.setdefault('pretrained_cfg', tag)
     return fn(pretrained=pretrained, **kwargs)
 
+# %% ../nbs/base/07_registry.ipynb #10ea13f7
+def check_values(cls: type, name: str, options: dict) -> dict:
+    """The `options` of the class `cls` as they are handed to it; `name` is the model's.
+
+    TypeError for an unknown one or the name of a part, ValueError for a value that makes no sense.
+    """
+    known, out = _options_of(cls), dict(options)
+    for key, value in options.items():
+        if key in _of_builder:
+            continue
+        if key not in known:
+            remedy = suggest(key, [*known, 'pretrained_cfg', 'device', 'dtype'])
+            raise TypeError(f"{name} has no option {key!r}. {remedy}")
+        if key in _parts and not callable(value):
+            raise TypeError(
+                f"{key} is {value!r}, but {name}() takes a class or a function there; "
+                f"build({name!r}, {key}=...) takes registered names too."
+            )
+        if key == 'attention' and not isinstance(value, (dict, type(None))):
+            raise TypeError(
+                f"attention is {value!r}, but must be a dictionary of makers by slot; "
+                f"build({name!r}, score=..., value=...) makes one."
+            )
+        if isinstance(known[key].default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{key} is {value!r}, but must be True or False.")
+        if key.endswith('_rate'):
+            out[key] = check_share(value, key)
+        elif key == 'img_size':
+            out[key] = to_pair(value, key)
+        elif key == 'in_chans':
+            out[key] = check_whole(value, key)
+    return out
+
+
+def _check_kind(device, dtype):
+    "ValueError for what is no device, or no floating type."
+    if dtype is not None and not getattr(dtype, 'is_floating_point', False):
+        raise ValueError(f"dtype is {dtype!r}, but must be a floating type such as torch.float16.")
+    try:
+        torch.device('cpu' if device is None else device)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f"device is {device!r}, which torch does not know; give 'cpu', 'cuda', 'meta', ..."
+        ) from None
+
+# %% ../nbs/base/07_registry.ipynb #77db5834
+def vary(config, changes: dict):
+    """The variant `config` with some fields replaced, each by a value of the same kind.
+
+    ValueError for numbers that make no layer: whole ones below 1, others below 0, even kernels.
+    """
+    new = {}
+    for key, value in changes.items():
+        like = getattr(config, key)
+        if isinstance(like, tuple):
+            if not isinstance(value, (tuple, list)) or not value:
+                raise ValueError(f"{key} is {value!r}, but must be numbers such as {like}.")
+            new[key] = tuple(check_whole(v, f'{v!r} of {key}') for v in value)
+        elif isinstance(like, int) and not isinstance(like, bool):
+            new[key] = check_whole(value, key)
+        else:
+            new[key] = value
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if isinstance(like, float) and not (number and 0 < value < math.inf):
+            raise ValueError(f"{key} is {value!r}, but must be a number above 0, such as {like}.")
+        if 'kernel' in key and any(k % 2 == 0 for k in np.atleast_1d(new[key])):
+            raise ValueError(f"{key} is {value!r}, but kernels must be odd, such as {like}.")
+    return dataclasses.replace(config, **new)
+
+# %% ../nbs/base/07_registry.ipynb #e4a9f02f
+def pretrained_fields(card: Card, cfg, overlay=None):
+    """The PretrainedCfg of a tag or None, or `cfg` itself, or a dictionary of fields that are
+    unlike those of the untrained model; `overlay` replaces some fields.
+
+    TypeError for a field that there is not.
+    """
+    known = [f.name for f in dataclasses.fields(PretrainedCfg)]
+    for name in [*(cfg if isinstance(cfg, dict) else ()), *(overlay or ())]:
+        if name not in known:
+            raise TypeError(f"timm's PretrainedCfg has no field {name!r}. {suggest(name, known)}")
+    if isinstance(cfg, dict):
+        cfg = dataclasses.replace(card.pretrained_cfg(''), **cfg)
+    if not isinstance(cfg, PretrainedCfg):
+        cfg = card.pretrained_cfg(cfg)
+    return dataclasses.replace(cfg, **(overlay or {}))
+
+# %% ../nbs/base/07_registry.ipynb #bcc936cd
+def fit_weights(state, model, cfg, strict=True):
+    """The checkpoint in the model's names, and what does not fit; ValueError if that is anything.
+
+    Not counted is what timm's builder adapts: channels of the images, number of classes.
+    """
+    source = read_state(state)
+    state, report = convert(source, model)
+    faults, own = misfits(state, model), model.state_dict()
+    stem, heads = f'{cfg.first_conv}.weight', cfg.classifier or ()
+    heads = [heads] if isinstance(heads, str) else heads
+    shape, want = getattr(state.get(stem), 'shape', ()), own[stem].shape if stem in own else ()
+    free = [stem] if shape[:1] + shape[2:] == want[:1] + want[2:] else []
+    if model.num_classes != cfg.num_classes:
+        free += [f'{head}.{k}' for head in heads for k in ('weight', 'bias')]
+    for kind in ('of another shape', 'missing'):
+        for name in free:
+            faults.get(kind, {}).pop(name, None)
+    faults = {kind: names for kind, names in faults.items() if names}
+    if faults and strict:
+        raise ValueError(refusal(source, model, report.source, faults) + '.')
+    return state, faults
+
 # %% ../nbs/base/07_registry.ipynb #4a3750b8
 def build_variant(
     cls: type,  # the model's class
     card: Card,
     config,  # the variant, a frozen dataclass with `num_taps`
     pretrained: bool = False,  # load weights
-    pretrained_cfg=None,  # tag, PretrainedCfg or dictionary; the card's if None
+    pretrained_cfg=None,  # tag, PretrainedCfg or dictionary of its fields; the card's if None
     device=None,  # where the model is drawn
     dtype=None,  # floating type that it is converted to
     **kwargs,  # fields of `config` to replace; the rest goes to `cls`
 ) -> torch.nn.Module:
     """An instance of `cls` for `config`, through timm's builder.
 
-    ValueError without such weights or for a value that makes no sense, TypeError for an unknown
-    option.
+    ValueError without such weights, for weights that do not fit and for a value that makes no
+    sense, TypeError for an unknown option, FileNotFoundError without the file of weights.
     """
     own = {f.name for f in dataclasses.fields(config)} & kwargs.keys()
-    config = dataclasses.replace(config, **{name: kwargs.pop(name) for name in own})
-    cfg = pretrained_cfg
-    if cfg is None or isinstance(cfg, str):
-        cfg = card.pretrained_cfg(cfg if pretrained or cfg else '')
-    if not isinstance(cfg, PretrainedCfg):
-        cfg = PretrainedCfg(**cfg)
+    config = vary(config, {name: kwargs.pop(name) for name in own})
+    _check_kind(device, dtype)
+    if pretrained not in (True, False, None):
+        raise ValueError(f"pretrained is {pretrained!r}, but must be True or False.")
+    cfg = '' if pretrained_cfg is None and not pretrained else pretrained_cfg
+    cfg = pretrained_fields(card, cfg, kwargs.pop('pretrained_cfg_overlay', None))
     if pretrained and not cfg.has_weights:
         raise ValueError(f"There are no pretrained weights for {card.name}: {card.tags_sentence()}")
+    if pretrained and cfg.file and cfg.source != 'local-dir':
+        read_state(cfg.file)  # its errors say more than timm's
     kwargs.setdefault('img_size', tuple(cfg.input_size[-2:]))
     kwargs.setdefault('num_classes', cfg.num_classes)
+    kwargs = check_values(cls, card.name, kwargs)
+    strict, left = kwargs.setdefault('pretrained_strict', True), {}
 
     def construct(cfg, **kw):
         with torch.device(device) if device is not None else nullcontext():
             model = cls(cfg, **kw)
+        model.card = card
         return model.to(dtype=dtype) if dtype is not None else model
 
-    feature_cfg = dict(feature_cls='getter', out_indices=tuple(range(config.num_taps)))
+    def fitted(state, model):
+        state, faults = fit_weights(state, model, cfg, strict)
+        left.update(faults)
+        return state
+
     model = build_model_with_cfg(
         construct,
         card.name,
-        pretrained,
+        bool(pretrained),
         pretrained_cfg=vars(cfg),
         model_cfg=config,
-        pretrained_filter_fn=lambda state, model: convert(state, model)[0],
-        feature_cfg=feature_cfg,
+        pretrained_filter_fn=fitted,
+        feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(config.num_taps))),
         **kwargs,
     )
     model.card = card
     if pretrained:
-        model.trained = True
+        model.trained = None if left else True
     return model
+
+# %% ../nbs/base/07_registry.ipynb #72d17713
+def identify(state: dict) -> list:  # of (name, options other than its card's, as text)
+    "The registered models whose tensors a checkpoint has, by names and shapes alone."
+    outline = {k: torch.empty(t.shape, device='meta') for k, t in state.items()}
+    millions, found = sum(t.numel() for t in outline.values()) / 1e6, []
+    for name in list_models():
+        card = model_info(name)
+        if card.params and not 0.5 < millions / float(card.params) < 2:
+            continue  # for speed
+        model = create_model(name, device='meta')
+        try:
+            tensors = convert(outline, model)[0]
+        except ValueError:
+            continue
+        options = _options_between(tensors, model.state_dict(), card)
+        if options is not None:
+            found.append((name, options))
+    return found
+
+
+def _options_between(tensors, own, card):
+    "Options as text that give tensors like `own` the shapes of `tensors`, or None."
+    options = dict(num_classes=card.num_classes, in_chans=card.input_size[0])
+    heads = {f'{head}.{k}' for head in card.classifier for k in ('weight', 'bias')}
+    if not heads & tensors.keys():
+        own, options['num_classes'] = {k: t for k, t in own.items() if k not in heads}, 0
+    counters = {k for k in own if k.endswith('num_batches_tracked')}
+    if tensors.keys() - own.keys() or own.keys() - tensors.keys() - counters:
+        return None
+    for name in own.keys() & tensors.keys():
+        shape, like = list(tensors[name].shape), list(own[name].shape)
+        if shape and name in heads:
+            options['num_classes'] = like[0] = shape[0]
+        if len(shape) > 1 and name == f'{card.first_conv}.weight':
+            options['in_chans'] = like[1] = shape[1]
+        if shape != like:
+            return None
+    plain = card.num_classes, card.input_size[0]
+    told = [f'{k}={v}' for (k, v), p in zip(options.items(), plain) if v != p]
+    return ', '.join(told)
+
+
+namers.append(identify)
 
 # %% ../nbs/base/07_registry.ipynb #468a2f49
 @dataclass(frozen=True)
@@ -501,7 +671,13 @@ class Parts:
                     "token mixer that is made of attention."
                 )
             inner[name] = make_part(part, **offer)
-        return make_part(maker, **offer | inner)
+        part = make_part(maker, **offer | inner)
+        if not isinstance(part, torch.nn.Module):
+            raise TypeError(
+                f"{part_name(maker)} makes {part!r} for the slot {slot!r}, which takes a module; "
+                "let it return one."
+            )
+        return part
 
     def settle(self):
         "TypeError for an option that the user set and no part took."
@@ -549,17 +725,24 @@ def check_stages(config, *names):
 def register_part(slot: str, name: str):
     """Decorator: make a part available to `build` as `name` in `slot`: 'stem', 'mixer', ...
 
-    What is registered first stays; ValueError if another module takes its name.
+    Defining it again replaces it, except that a page's copy of a module's part is ignored.
+    ValueError if another part has its name.
     """
+    if not (isinstance(slot, str) and isinstance(name, str)):
+        raise TypeError(f"The slot {slot!r} and name {name!r} of a part must both be text.")
 
     def file(part):
         known = _parts.setdefault(slot, {})
-        old = known.setdefault(name, part)
-        if old is not part and part.__module__ not in ('__main__', old.__module__):
+        old = known.get(name, part)
+        home, owner = plain_part(part).__module__, plain_part(old).__module__
+        again = part_name(part) == part_name(old) and (home == owner or '__main__' in (home, owner))
+        if old is not part and not again:
             raise ValueError(
-                f"{name!r} is already a {slot} of {old.__module__}; choose another name in "
-                f"{part.__module__}."
+                f"{name!r} is already the {slot} {part_name(old)} of {owner}; choose another name "
+                f"for {part_name(part)} of {home}."
             )
+        if home != '__main__' or owner == home:
+            known[name] = part
         return part
 
     return file
@@ -580,7 +763,9 @@ def register_fitted_part(
 
 
 def list_parts(slot: str = None) -> dict:
-    "Names of the registered parts by slot, of one slot or of all."
+    "Names of the registered parts by slot, of one slot or of all; ValueError for no such slot."
+    if slot not in (None, *_parts, *attention_slots):
+        raise ValueError(f"There is no slot {slot!r}. {suggest(slot, [*_parts, *attention_slots])}")
     return {s: sorted(p) for s, p in _parts.items() if slot in (None, s)}
 
 # %% ../nbs/base/07_registry.ipynb #df0cbd17
