@@ -27,8 +27,8 @@ from timm.models._pretrained import PretrainedCfg
 
 from .attention import attention_slots
 from .backbone import Stage
-from .core import check_share, check_whole, Geometry, Grid, suggest, to_pair
-from .weights import convert, misfits, namers, read_state, refusal
+from .core import check_share, check_whole, Geometry, Grid, namers, suggest, to_pair
+from .weights import convert, misfits, read_state, refusal
 
 # %% ../nbs/base/07_registry.ipynb #e6bec329
 # fields of a card that timm's PretrainedCfg has under the same name

@@ -20,7 +20,7 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import ResPostBlock as TimmResPostBlock
 from torch import Tensor, nn
 
-from ..core import Geometry, Grid, to_tokens
+from ..core import Geometry, Grid, models_for, namers, to_tokens
 from .lrp import LRPGradients
 from vitlit.mixing import (
     capture,
@@ -520,7 +520,8 @@ def layout(model: nn.Module, recording, size):
     if tokens != grid.tokens:
         raise ValueError(
             f"{type(model).__name__} has {tokens} tokens, but its first convolution gives a grid "
-            f"of {grid}; give the model a method geometry(stage, size) and num_prefix_tokens."
+            f"of {grid}; {_twin(model)}give the model a method geometry(stage, size) and "
+            "num_prefix_tokens."
         )
     return grid, geometry
 
@@ -540,7 +541,15 @@ def _nobody(model):
     likely = sorted(n for n in names if 'attn' in n.lower() or 'attention' in n.lower())
     named = ' ' + ' or '.join(likely) if likely else ''
     return (
-        f"No layer of {type(model).__name__} says how it mixes tokens; register a rule for its "
-        f"class{named} with register_mixing, or take method='integrated_gradients', which needs no "
-        "rule."
+        f"No layer of {type(model).__name__} says how it mixes tokens; {_twin(model)}register a "
+        f"rule for its class{named} with register_mixing, or take method='integrated_gradients', "
+        "which needs no rule."
     )
+
+
+def _twin(model):
+    "Which model here takes the weights of one from elsewhere, as a remedy among others."
+    if not namers:  # nobody to ask
+        return 'import vitlit.models, which may know a model that takes its weights, or '
+    calls = models_for(model.state_dict())
+    return f"load its weights into vitlit's {calls} with load_official, or " if calls else ''
