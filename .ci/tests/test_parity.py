@@ -10,7 +10,7 @@ from vitlit.records import check_record, load_record, records_path
 from vitlit.registry import create_model
 from vitlit.weights import load_official
 
-FAMILIES = ('pit', 'swat', 'ista2')
+FAMILIES = ('pit', 'swat', 'ista2', 'dwnet')
 OURS = {'ista2/swin_tiny': 'swin_t'}  # records that are not called after our model
 RECORDS = sorted(
     p.relative_to(records_path()).with_suffix('').as_posix()
@@ -23,15 +23,21 @@ RECORDS = sorted(
 def test_parity(record):
     reference = load_record(record)
     name = OURS.get(record, record.split('/')[1])
+    training = reference['mode'].startswith('train')  # batch norms use the batch's statistics
+    first = 'train_logits' if training else 'logits'
 
     def run(state, x):
-        size = {} if reference['size'] == 224 else dict(img_size=reference['size'])
-        model = create_model(name, **size).double().eval()
+        options = {} if reference['size'] == 224 else dict(img_size=reference['size'])
+        if name.endswith('_d4'):
+            options['depths'] = (2, 2, 4, 2)
+        model = create_model(name.removesuffix('_d4'), **options).double().train(training)
         assert load_official(model, state).source == 'official'
         rules = next(r for r in model.name_rules if r.fits(state))
-        own, out = dict(model.named_parameters()), {'logits': model(x)}
+        own, out = dict(model.named_parameters()), {first: model(x)}
         return out, {k: own[rules.rename(k)] for k in state if rules.rename(k) in own}
 
-    others = [k for k in reference['outputs'] if k != 'logits']
-    deviations = check_record(run, reference, skip=others)
-    assert {'logits', 'loss', 'grad input'} <= deviations.keys() and len(deviations) > 8
+    others = [k for k in reference['outputs'] if k != first]
+    # a bias before a batch norm in training: its gradient is zero, and what is written is rounding
+    nothing = [k for k, v in reference['grad_l2'].items() if v < 1e-12]
+    deviations = check_record(run, reference, skip=[*others, *nothing])
+    assert {first, 'loss', 'grad input'} <= deviations.keys() and len(deviations) > 8
