@@ -1,7 +1,7 @@
 """What other libraries do to a model: trace, export, quantize, adapt, prune, replicate, reload it.
 
-Everything is done to the small models. Tests of packages that vitlit does not need itself (onnx,
-onnxruntime, peft, transformers) run where these are installed.
+Everything is done to the small models. peft brings transformers along, and both come with vitlit's
+development requirements; tests of onnx and onnxruntime run where these are installed.
 """
 
 import copy
