@@ -104,7 +104,7 @@ class DynamicConv(TokenMixer):
     def kernels(self, image):
         "Kernels (B, C, K) for an image (B, C, H, W), never predicted in mixed precision."
         g = image.mean((2, 3)).to(self.bias.dtype)
-        with torch.autocast('cuda' if self.bias.is_cuda else 'cpu', enabled=False):
+        with torch.autocast('cpu', enabled=False), torch.autocast('cuda', enabled=False):
             g = F.relu(self.bn(self.conv1(g)))
             return (
                 held(self.conv2(g[:, :, None, None])).flatten(1).unflatten(1, (-1, self.kernel**2))
