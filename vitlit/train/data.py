@@ -518,11 +518,20 @@ def _train_transform(data, augment, kwargs):
     data = {k: v for k, v in data.items() if k not in ('crop_pct', 'crop_mode')}
     data['auto_augment'] = augment or None
     try:
-        return create_transform(**data, **kwargs, is_training=True, normalize=False)
+        made = create_transform(**data, **kwargs, is_training=True, normalize=False)
+        for op in (op for t in made.transforms for op in getattr(t, 'ops', ())):
+            if op.aug_fn.__name__ == 'posterize':
+                op.aug_fn = _posterize
+        return made
     except (AssertionError, TypeError, ValueError) as e:
         asked = ', '.join(f'{k}={v!r}' for k, v in (dict(augment=augment) | kwargs).items())
         known = "give a policy of timm's, such as 'rand-m9-mstd0.5-inc1', '' or None"
         raise ValueError(f"timm makes no augmentation of {asked}; {known}.") from e
+
+
+def _posterize(image, bits, **_):
+    "timm's, which asks for no bit at full strength; Pillow 13 refuses that."
+    return ImageOps.posterize(image, max(1, bits)) if bits < 8 else image
 
 # %% ../../nbs/train/21_data.ipynb #ddac9498
 def folder(

@@ -167,10 +167,11 @@ class FiniteLoss(Callback):
             return
         if self.train_iter:
             self.model.trained = None  # whatever it was before
+        loss = float(self.loss.detach().sum())
         batch = f'batch {self.iter + 1} of {self.n_iter} in epoch {self.epoch + 1}'
         raise ValueError(
-            f"The loss is {float(self.loss.detach().sum())} at step {self.train_iter + 1} ({batch}), "
-            f"so the fit was stopped; {self._remedy()}."
+            f"The loss is {loss} at step {self.train_iter + 1} ({batch}), so the fit was stopped; "
+            f"{self._remedy()}."
         )
 
     def _remedy(self):
