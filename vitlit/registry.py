@@ -827,7 +827,7 @@ def _fit_part(part, plain, host, slot):
 
 # %% ../nbs/base/07_registry.ipynb #0ae59387
 def build(
-    host: str,  # a registered model
+    host: str,  # a registered model, 'name.tag' for certain weights
     pretrained: bool = False,  # load the host's weights, as far as they fit
     **slots_and_options,  # parts by name or as makers; the rest goes to the entry function
 ) -> torch.nn.Module:
@@ -836,6 +836,10 @@ def build(
     ValueError where a part cannot be there, TypeError for an unknown option.
     """
     entry, options = model_entry(host), dict(slots_and_options)
+    host, _, tag = host.partition('.')
+    if tag:
+        entry.card.pretrained_cfg(tag)
+        options.setdefault('pretrained_cfg', tag)
     card, slots = entry.card, [s for s in options if s in _parts or s in attention_slots]
     chosen = {s: _find_part(card, host, s, options.pop(s)) for s in slots}
     check_options(entry, host, options)

@@ -211,8 +211,9 @@ def fit_positions(out: dict, model: nn.Module, report: Report):
     plain = found.layout == torch.strided and found.is_floating_point()
     if not plain or found.shape[1] <= embed.entries or found.shape[2] != own.shape[2]:
         return  # no grid, or another model's: the two are compared later
-    out['embed.pos_embed'], note = resize_pos_embed(found, embed)
-    report.resized['embed.pos_embed'] = note
+    if math.isqrt(found.shape[1] - embed.entries) ** 2 == found.shape[1] - embed.entries:
+        out['embed.pos_embed'], note = resize_pos_embed(found, embed)
+        report.resized['embed.pos_embed'] = note
 
 
 def resize_pos_embed(
@@ -266,8 +267,7 @@ def misfits(
         if name not in state or other not in state:
             own.pop(name if name not in state else other, None)
         elif not _try(torch.equal, state[name], state[other]):
-            words = f'{name} and {other}, which are one parameter here'
-            faults.setdefault('with two values for', {})[name] = words
+            faults.setdefault('unlike the names that they are tied to', {})[name] = name
     for name, t in own.items():
         if name in state:
             kind, words = _unfit(name, state[name], t)
@@ -302,7 +302,11 @@ def refusal(state: dict, model: nn.Module, source: str, faults: dict) -> str:
     begin = f'The checkpoint{spelled} does not fit {name}: '
     words = ''.join(_some(kind, list(named.values())) for kind, named in faults.items())
     if not faults.keys() & {'missing', 'unknown', 'of another shape'}:
-        return f'{begin}{words}give a file that holds plain, finite numbers'
+        return f'{begin}{words}give a file that holds plain, finite numbers, equal ones where tied'
+    if faults.keys() == {'of another shape'} and [*faults['of another shape']] == [
+        'embed.pos_embed'
+    ]:
+        return f'{begin}{words}build it with the img_size of the checkpoint, then set_input_size'
     calls = models_for(state)
     if calls and f'`{name}`' not in calls and f'`{name}(' not in calls:
         counts = ', '.join(f'{len(named)} {kind}' for kind, named in faults.items())
