@@ -12,6 +12,7 @@ __all__ = ['Card', 'shipped', 'entry_signature', 'entry_doc', 'register', 'list_
 # %% ../nbs/base/07_registry.ipynb #a11ef53c
 import dataclasses
 import fnmatch
+import functools
 import inspect
 import math
 import re
@@ -540,7 +541,7 @@ def identify(state: dict) -> list:  # of (name, options other than its card's, a
         card = model_info(name)
         if card.params and not 0.5 < millions / float(card.params) < 2:
             continue  # for speed
-        model = create_model(name, device='meta')
+        model = _on_meta(model_entry(name))
         try:
             tensors = convert(outline, model)[0]
         except ValueError:
@@ -549,6 +550,11 @@ def identify(state: dict) -> list:  # of (name, options other than its card's, a
         if options is not None:
             found.append((name, options))
     return found
+
+
+@functools.cache
+def _on_meta(entry):
+    return entry(device='meta')
 
 
 def _options_between(tensors, own, card):
