@@ -188,6 +188,7 @@ def cmd_readme(args):
 
 MAX_CELLS, MAX_EXPORT, MAX_BYTES, MAX_FIGURES, MAX_DPI, MAX_PROSE = 90, 60, 400_000, 8, 100, 100
 EXPORT = ('export', 'exports', 'exporti')
+SLOW = "if os.environ.get('VITLIT_SLOW') == '1':"
 UNWANTED = {
     'a machine path': (
         r'(?<![\w.~:/])/(?:home|root|tmp|usr|opt|work|Users|mnt|private|var)/[\w.-]'
@@ -258,6 +259,10 @@ def lint_code(cells):
             yield f'cell {i} is never run (eval: false); use a flag such as slow'
         if 'nbdev_export()' in code(c):
             yield f'cell {i} calls nbdev_export, which would rewrite the package during the tests'
+        if folded is None and has(c, 'export', 'exporti', 'hide'):
+            yield f'cell {i} is plumbing and not folded (metadata: jupyter.source_hidden)'
+        if has(c, 'slow', 'train') and not code(c).strip().startswith(SLOW):
+            yield f'cell {i} would run with all others in JupyterLab; begin it with `{SLOW}`'
         n = len(code(c).strip().splitlines())
         if has(c, *EXPORT) and n > MAX_EXPORT:
             yield f'cell {i} exports {n} lines, more than {MAX_EXPORT}'
@@ -268,6 +273,8 @@ def lint_outputs(cells):
     figures = 0
     for i, c in cells:
         for out in c.get('outputs', []):
+            if 'application/vnd.jupyter.widget-view+json' in out.get('data', {}):
+                yield f'cell {i} has a saved widget; keep its static twin only'
             if out['output_type'] == 'error':
                 yield f"cell {i} has a saved error ({out.get('ename')})"
             if out.get('name') == 'stderr':

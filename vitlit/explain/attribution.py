@@ -73,6 +73,7 @@ class Attribution:
     target: Tensor = None  # (B,) class that was explained; None for a score of one's own
     notes: dict = field(default_factory=dict)  # settings, and numbers (B,) found on the way
     detail: Tensor = None  # (B, H, W) the map at every pixel, from methods that work on pixels
+    image: Tensor = None  # (B, H, W) what was explained, in gray from 0 to 1, to be drawn on
 
     def pixels(self, size=None) -> Tensor:
         "The map at every pixel, (B, H, W), for the image at `size`, or as the model saw it."
@@ -115,7 +116,7 @@ class Attribution:
                 )
             i = slice(i, i + 1 or None)
         cut = lambda v: v[i] if isinstance(v, Tensor) and v.ndim else v
-        parts = {k: cut(getattr(self, k)) for k in ('map', 'target', 'detail')}
+        parts = {k: cut(getattr(self, k)) for k in ('map', 'target', 'detail', 'image')}
         return replace(self, notes={k: cut(v) for k, v in self.notes.items()}, **parts)
 
     def __iter__(self):
@@ -131,6 +132,14 @@ def _repr(self):
 
 
 Attribution.__repr__ = _repr
+
+
+def _repr_png(self):
+    "The maps of the first images, as a notebook shows them."
+    return import_module('vitlit.explain.draw').attribution_png(self)
+
+
+Attribution._repr_png_ = _repr_png
 
 
 def _peak(pixels):
@@ -285,7 +294,7 @@ def explain(
     if not finite.all():
         notes |= dict(not_finite=~finite, culprit=_culprit(model))
     notes['trained'] = getattr(model, 'trained', None) if trained is None else trained
-    return Attribution(method=method, target=score.target, **found)
+    return Attribution(method=method, target=score.target, image=_in_gray(x), **found)
 
 
 def agreement(attribution: Attribution, model: nn.Module, x: Tensor) -> Tensor:
@@ -320,8 +329,15 @@ def _one_by_one(model, x, target, method, trained, options):
         return torch.cat(values) if isinstance(first, Tensor) and first.ndim else first
 
     notes = {k: join([p.notes[k] for p in parts]) for k in parts[0].notes}
-    whole = {k: join([getattr(p, k) for p in parts]) for k in ('map', 'target', 'detail')}
+    whole = {k: join([getattr(p, k) for p in parts]) for k in ('map', 'target', 'detail', 'image')}
     return replace(parts[0], notes=notes | dict(one_by_one=True), **whole)
+
+
+def _in_gray(x):
+    "Images (B, C, H, W), however normalized, as gray values (B, H, W) from 0 to 1."
+    gray = x.mean(1).float().cpu()
+    low, high = gray.amin((1, 2), keepdim=True), gray.amax((1, 2), keepdim=True)
+    return (gray - low) / (high - low).clamp(min=1e-6)
 
 
 def _refuse_not_finite(x):
