@@ -6,16 +6,20 @@ development requirements; tests of onnx and onnxruntime run where these are inst
 
 import copy
 import io
+from functools import partial
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.utils.model import reparameterize_model
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import vitlit.models  # noqa: F401  files all names with timm
+from vitlit import registry
 from vitlit.registry import list_models
+from vitlit.weights import load_official, save_weights
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore::DeprecationWarning'),
@@ -185,6 +189,75 @@ def test_gradients_of_each_image(name):
         F.cross_entropy(model(images()[i : i + 1]), labels[i : i + 1]).backward()
         for key, p in model.named_parameters():
             close(each[key][i], p.grad)
+
+
+class Scaled(nn.Module):
+    "A score of its own for each head, as a part of attention that somebody wrote."
+
+    def __init__(self, heads):
+        super().__init__()
+        self.factor = nn.Parameter(1 + torch.rand(heads, 1, 1))
+
+    def forward(self, scores, grid, keys):
+        return scores * self.factor
+
+
+COMPOSED = {
+    'pit, mixer': lambda: compose('pit_micro', mixer='structured_attention'),
+    'pit, channel and transition': lambda: compose(
+        'pit_micro', channel='structured_mlp', transition='average'
+    ),
+    'pit, score': lambda: compose('pit_micro', score=Scaled),
+    'deit, score and stem': lambda: compose('deit_micro', score=Scaled, stem='structured'),
+    'swin, all': lambda: compose(
+        'swin_micro',
+        mixer='structured_attention',
+        channel='structured_mlp',
+        transition='structured_merging',
+        stem='structured',
+    ),
+    'swat without its mixer': lambda: build('swat_vit_micro', within='linear'),
+}
+MAKERS = COMPOSED | {name: partial(build, name) for name in NAMES}
+
+
+def compose(host, **slots):
+    torch.manual_seed(0)
+    return registry.build(host, num_classes=5, **slots).eval()
+
+
+def drawn(make, seed):
+    "A model of `make` with all parameters drawn from `seed`."
+    model = make()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.02)
+    return model
+
+
+@pytest.mark.parametrize('fused', [False, True], ids=['as built', 'fused'])
+@pytest.mark.parametrize('make', MAKERS.values(), ids=MAKERS)
+def test_saved_and_reloaded(make, fused, tmp_path):
+    """A model that was composed, or fused for deployment by timm's `reparameterize_model`, answers
+    as before, and so does another one into which its state dict was loaded."""
+    model, x = drawn(make, 0), images()
+    with torch.no_grad():
+        want = model(x)
+        if fused:
+            model = reparameterize_model(model)
+            close(model(x), want)
+        torch.save(model.state_dict(), tmp_path / 'model.pth')
+        save_weights(model, tmp_path / 'model.safetensors')
+        for file in ('model.pth', 'model.safetensors'):
+            other = drawn(make, 1)
+            other = reparameterize_model(other) if fused else other
+            assert not torch.allclose(other(x), want, atol=1e-4)
+            if file == 'model.pth':
+                other.load_state_dict(torch.load(tmp_path / file))
+            else:
+                load_official(other, tmp_path / file)
+            assert torch.equal(other(x), model(x))
 
 
 # -- adapters, pruning, quantization --------------------------------------------------------------
