@@ -186,7 +186,7 @@ def cmd_readme(args):
 
 # Lint
 
-MAX_CELLS, MAX_EXPORT, MAX_BYTES, MAX_FIGURES, MAX_DPI, MAX_PROSE = 90, 60, 400_000, 8, 100, 100
+MAX_CELLS, MAX_EXPORT, MAX_BYTES, MAX_FIGURES, MAX_DPI, MAX_PROSE = 90, 60, 800_000, 12, 100, 100
 EXPORT = ('export', 'exports', 'exporti')
 SLOW = "if os.environ.get('VITLIT_SLOW') == '1':"
 UNWANTED = {

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['COLORS', 'UNSIGNED', 'SIGNED', 'GRAY', 'style', 'AxesList', 'axes_grid', 'as_image', 'show_image', 'as_map',
            'shared_limits', 'show_heat', 'plot_lines', 'plot_bars', 'Box', 'draw_boxes', 'Table', 'figure_png',
-           'save_figure']
+           'save_figure', 'page_axes', 'sharp_png', 'sharp_figures']
 
 # %% ../nbs/base/03_show.ipynb #0b153484
+import base64
 import html
 import io
 from contextlib import contextmanager
@@ -455,3 +456,39 @@ def save_figure(
     with atomic_path(path) as tmp:
         Path(tmp).write_bytes(figure_png(fig, dpi))
     return path
+
+# %% ../nbs/base/03_show.ipynb #79510816
+def page_axes(
+    n: int,  # axes in a row
+    height: float,  # of the figure, in inches
+    ratios=None,  # widths of the axes beside one another, equal if None
+    nrows: int = 1,
+) -> AxesList:  # row by row
+    "Make a figure as wide as the text of a page, with letters as large as the text's."
+    import matplotlib.pyplot as plt
+
+    with style(**{'figure.dpi': 100}):
+        fig = plt.figure(figsize=(9, height), layout='constrained')
+        axs = fig.subplots(nrows, n, width_ratios=ratios, squeeze=False)
+    return AxesList(axs.ravel())
+
+
+def sharp_png(fig) -> tuple:  # (base64, dict of width and height in pixels of the page)
+    "A figure at twice its dots and in 256 colors, as a notebook keeps it."
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(figure_png(fig, 2 * fig.dpi))).convert('RGB')
+    few = image.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    few.save(buffer, 'PNG', optimize=True)
+    size = dict(zip(('width', 'height'), (n // 2 for n in image.size)))
+    return base64.b64encode(buffer.getvalue()).decode(), size
+
+
+def sharp_figures():
+    "From here on this notebook shows figures as `sharp_png` makes them; elsewhere, do nothing."
+    from IPython import get_ipython
+    from matplotlib.figure import Figure
+
+    if get_ipython() is not None:
+        get_ipython().display_formatter.formatters['image/png'].for_type(Figure, sharp_png)
