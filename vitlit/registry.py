@@ -338,9 +338,17 @@ def model_info(name: str) -> Card:
 
 # %% ../nbs/base/07_registry.ipynb #815a43ad
 _parts = {}
-# options of timm's builder
-_of_builder = ('features_only', 'out_indices', 'feature_cls', 'cache_dir')
-_of_builder += ('pretrained_cfg_overlay', 'pretrained_strict')
+# options of timm's builder, which its create_model may pass too, but those that are set here
+_of_builder = {*inspect.signature(build_model_with_cfg).parameters}
+_of_builder -= {
+    'model_cls',
+    'variant',
+    'model_cfg',
+    'feature_cfg',
+    'pretrained_filter_fn',
+    'kwargs',
+}
+_of_builder |= {'features_only', 'out_indices', 'feature_cls'}
 
 
 def check_options(entry, host, options):

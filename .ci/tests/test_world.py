@@ -410,6 +410,16 @@ def test_fastai_exports_and_looks(name, loaders, tmp_path):
 
 
 @every
+def test_timms_hub_format(name, tmp_path):
+    "A folder as timm saves it for a hub makes the same model again, classes included."
+    model = build(name)
+    timm.models.save_for_hf(model, tmp_path)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    assert again.num_classes == 5 and again.trained
+    close(again(images()), model(images()))
+
+
+@every
 def test_transformers_wrapper(name, tmp_path):
     "transformers' wrapper of timm's models saves one and loads it again, by way of meta."
     transformers = pytest.importorskip('transformers')
