@@ -29,7 +29,7 @@ from .scenes import _draw_many, CLASSES, SceneSpec, SHOWN
 # %% ../../nbs/train/21_data.ipynb #1ff5abe9
 with warnings.catch_warnings():  # fastai calls torch.jit.script, which torch calls deprecated
     warnings.simplefilter('ignore', FutureWarning)
-    import fastai.vision.data  # noqa: F401  tells `show_batch` about batches of images
+    import fastai.vision.learner  # noqa: F401  teaches `show_batch`, `show_results` about images
 
 # %% ../../nbs/train/21_data.ipynb #1545d401
 from fastai.data.core import DataLoaders, TfmdDL, Transform
