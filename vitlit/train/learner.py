@@ -403,6 +403,11 @@ class Accuracy:
         return float(ci.low), float(ci.high)
 
     @property
+    def majority(self):
+        "Share of the largest class: what answering it for every image would reach."
+        return float(self.counts.sum(1).max() / self.total)
+
+    @property
     def per_class(self):
         pairs = enumerate(zip(self.classes, self.counts))
         return {c: float(n[i] / n.sum()) if n.sum() else None for i, (c, n) in pairs}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['maps_figure', 'mistakes_figure', 'curves_figure', 'confusion_figure', 'comparison_figure', 'html_page', 'look',
-           'facts', 'report_html']
+           'facts', 'verdict', 'report_html']
 
 # %% ../../nbs/train/26_report.ipynb #1a101b9d
 import base64
@@ -95,10 +95,12 @@ def confusion_figure(
     "The confusion matrix, rows true, columns predicted: counts, colored by share of the row."
     share = result.counts / result.counts.sum(1, keepdim=True).clamp_min(1)
     k = len(result.classes)
-    ax = axes_grid(1, size=min(7, 1.5 + 0.3 * k))[0]
+    side = min(7, 1.5 + 0.3 * k)
+    ax = axes_grid(1, size=(max(3.4, side), max(2.6, side)))[0]
     extent = (-0.5, k - 0.5, k - 0.5, -0.5)
-    show_heat(share, ax, extent=extent, vmax=1.0, title='share of the true class', colorbar=True)
+    show_heat(share, ax, extent=extent, vmax=1.0)
     ax.set_axis_on()
+    ax.figure.axes[-1].set_ylabel('share of the true class')  # beside the colors
     with style():
         ax.set(xticks=range(k), yticks=range(k), xlabel='predicted', ylabel='true')
         ax.set_xticklabels(result.classes, rotation=90)
@@ -141,6 +143,7 @@ h2 { font-size: 1.25rem; margin: 0 0 .4rem; }
   color: #0072B2; }
 .numbers span { font-size: .85rem; color: #5a6675; }
 section { padding: 1.2rem 1.4rem; margin: 1.1rem 0; }
+section.warning { border-left: 6px solid #D55E00; }
 section p { max-width: 48rem; margin: .4rem 0 .8rem; }
 img { max-width: 100%; height: auto; display: block; margin: .6rem auto; }
 table { border-collapse: collapse; font-size: .9rem; }
@@ -165,7 +168,7 @@ def _table(rows):
 _page = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>{css}</style><main><h1>{title}</h1>
-<p class="lead">{lead}</p><div class="numbers">{boxes}</div>{body}</main></html>"""
+<p class="lead">{lead}</p>{banner}<div class="numbers">{boxes}</div>{body}</main></html>"""
 
 
 def html_page(
@@ -173,12 +176,14 @@ def html_page(
     lead: str,  # the first sentence
     numbers: dict,  # name: value, shown large
     sections,  # pairs of a heading and HTML
+    banner: str = '',  # HTML above the numbers
 ) -> str:
     "A page that needs no other file: a title, a sentence, a row of numbers, and sections."
     e = lambda value: html.escape(str(value))
     boxes = ''.join(f'<div><b>{e(v)}</b><span>{e(k)}</span></div>' for k, v in numbers.items())
     body = ''.join(f'<section><h2>{e(h)}</h2>{content}</section>' for h, content in sections)
-    return _page.format(title=e(title), css=_css, lead=e(lead), boxes=boxes, body=body)
+    told = dict(title=e(title), lead=e(lead), banner=banner, boxes=boxes, body=body)
+    return _page.format(css=_css, **told)
 
 # %% ../../nbs/train/26_report.ipynb #e9a9e4e7
 def look(
@@ -240,6 +245,32 @@ def facts(
     }
 
 # %% ../../nbs/train/26_report.ipynb #b7834757
+def verdict(
+    result,  # an Accuracy
+) -> str:  # '' if it is above the share of the largest class by its interval
+    "A sentence about a model that has learned nothing that can be shown."
+    if result.interval[0] > result.majority:
+        return ''
+    largest = result.classes[int(result.counts.sum(1).argmax())]
+    return (
+        f"Nothing learned yet, as far as {result.total:,} images can tell: answering {largest} for "
+        f"every image would be right in {100 * result.majority:.1f} %, and the interval of the "
+        f"accuracy begins at {100 * result.interval[0]:.1f} %."
+    )
+
+
+def _banner(result):
+    "`verdict` as a section of the page, with what to do; '' for a model that has learned."
+    if not verdict(result):
+        return ''
+    return (
+        f'<section class="warning"><h2>Nothing learned yet</h2><p>{html.escape(verdict(result))} '
+        "The maps below show what this model looks at, which is nothing to learn from. More "
+        "images help most; then <code>--pretrained</code>, which starts from trained weights, and "
+        "more passes, <code>--epochs</code>.</p></section>"
+    )
+
+
 def _epochs(n):
     return f"{n} epoch{'s' * (n != 1)}"
 
@@ -314,9 +345,10 @@ def report_html(
         "relevance and integrated gradients ask for the class.</p>"
     )
     matrix = '<p>Confusion matrix: rows true, columns predicted.</p>'
-    known = {k: v for k, v in environment().items() if v is not None}
+    known, banner = {k: v for k, v in environment().items() if v is not None}, _banner(r)
+    trust = '' if banner else _trust(seen)
     sections = [
-        ('What the prediction rests on', rests + fig['images and maps'] + _trust(seen)),
+        ('What the prediction rests on', rests + fig['images and maps'] + trust),
         ('Mistakes', wrong + fig['mistakes']),
         ('Learning curves', fig['losses and accuracy']),
         ('Confusion matrix', matrix + fig['confusion matrix']),
@@ -335,4 +367,5 @@ def report_html(
         'training': f"{told['seconds']} s",
         'training images': f"{told['training images']:,}",
     }
-    return html_page(f"{told['model']} trained on {told['data']}", lead, numbers, sections)
+    title = f"{told['model']} trained on {told['data']}"
+    return html_page(title, lead, numbers, sections, banner)
