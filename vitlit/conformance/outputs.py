@@ -179,20 +179,19 @@ def checkpointing_changes_nothing(case):
 @conformance_check()
 def runs_in_bfloat16(case):
     "Under bf16 autocast outputs and gradients are finite and the logits close to those of float32."
-    model, x = case.model().train(), case.images(2)
-    if case.trait('min_train_batch') > 1:
-        # noise has the same averages in every image, and a batch norm over them magnifies rounding
-        x = case.images(8)
-        x = x * torch.linspace(0.2, 2, 8)[:, None, None, None]
-        x = x + torch.linspace(-1, 1, 8)[:, None, None, None]
-    expected = model(x).detach()
+    model, x = case.model().train(), case.images(max(2, case.trait('min_train_batch')))
     with torch.autocast('cpu', torch.bfloat16):
         got = model(x)
         loss = F.cross_entropy(got.float(), torch.zeros(len(x), dtype=torch.long))
     loss.backward()
     tensors = [got, *(p.grad for p in model.parameters() if p.grad is not None)]
     require(all(t.isfinite().all() for t in tensors), 'NaN or infinity under autocast')
-    off = relative_error(got, expected)
+    # a batch norm over the few values of a test magnifies rounding
+    model.train(not case.has_batch_norm())
+    with torch.no_grad():
+        expected = model(x)
+        with torch.autocast('cpu', torch.bfloat16):
+            off = relative_error(model(x), expected)
     require(off < 0.1, f'logits differ by {off:.0%} of their typical size')
 
 

@@ -120,6 +120,12 @@ class Case:
         "A model whose tensors are all filled, in evaluation mode; to be changed at will."
         return copy.deepcopy(self._filled)
 
+    def has_batch_norm(self):
+        "Does any layer normalize over the batch?"
+        return any(
+            isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in self.meta.modules()
+        )
+
     def images(self, n=2, size=None, dtype=torch.float32, chans=None):
         "Random images (n, chans, *size), the same in every run."
         size, chans = size or self.size(), chans or self.meta.in_chans
