@@ -487,8 +487,10 @@ def sharp_png(fig) -> tuple:  # (base64, dict of width and height in pixels of t
 
 def sharp_figures():
     "From here on this notebook shows figures as `sharp_png` makes them; elsewhere, do nothing."
+    import matplotlib.pyplot as plt
     from IPython import get_ipython
     from matplotlib.figure import Figure
 
     if get_ipython() is not None:
+        plt.switch_backend(plt.get_backend())  # or waking up would undo it
         get_ipython().display_formatter.formatters['image/png'].for_type(Figure, sharp_png)
