@@ -18,6 +18,7 @@ from vitlit.conformance.suite import (
     NotApplicable,
     check_same,
     conformance_check,
+    has_batch_norm,
     loss_and_gradients,
     require,
 )
@@ -187,7 +188,7 @@ def runs_in_bfloat16(case):
     tensors = [got, *(p.grad for p in model.parameters() if p.grad is not None)]
     require(all(t.isfinite().all() for t in tensors), 'NaN or infinity under autocast')
     # a batch norm over the few values of a test magnifies rounding
-    model.train(not case.has_batch_norm())
+    model.train(not has_batch_norm(case.meta))
     with torch.no_grad():
         expected = model(x)
         with torch.autocast('cpu', torch.bfloat16):

@@ -13,7 +13,13 @@ import timm
 import torch
 
 from ..check import check_close, check_equal, check_raises, relative_error
-from .suite import NotApplicable, check_same, conformance_check, require
+from vitlit.conformance.suite import (
+    NotApplicable,
+    check_same,
+    conformance_check,
+    has_batch_norm,
+    require,
+)
 from ..core import seeded
 
 # %% ../../nbs/conformance/19h_training.ipynb #5847314d
@@ -86,7 +92,7 @@ def learns_in_fastai(case):
             learn.fit(6, lr=5e-4)
             training = [row[0] for row in learn.recorder.values]
             after = learn.validate()[0]
-    if case.has_batch_norm():  # whose averages lag behind after a dozen steps
+    if has_batch_norm(case.meta):  # whose averages lag behind after a dozen steps
         before, after = training[0], training[-1]
     learned = math.isfinite(after) and after < before
     require(learned, f'the loss went from {before:.3f} to {after:.3f}')
