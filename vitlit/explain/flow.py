@@ -20,7 +20,7 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import ResPostBlock as TimmResPostBlock
 from torch import Tensor, nn
 
-from ..core import Geometry, Grid, models_for, namers, to_tokens
+from ..core import check_whole, Geometry, Grid, models_for, namers, to_tokens
 from .lrp import LRPGradients
 from vitlit.mixing import (
     capture,
@@ -376,7 +376,11 @@ def propagate(
     if residual not in residual_rules:
         known = ', '.join(map(repr, residual_rules))
         raise ValueError(f"residual is {residual!r}, but must be one of {known}.")
-    passed = {id(m) for m in [m for m in recording if m.inner][:start_layer]}
+    mixing = [m for m in recording if m.inner]
+    if check_whole(start_layer, 'start_layer', 0) and start_layer >= len(mixing):
+        last = len(mixing) - 1
+        raise ValueError(f"start_layer is {start_layer}, but must be at most {max(0, last)} here.")
+    passed = {id(m) for m in mixing[:start_layer]}
     left = torch.zeros_like(r[:, 0])
     for record in reversed(recording):
         if id(record) in passed:
