@@ -15,9 +15,22 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import fastai.callback.progress  # noqa: F401  gives every Learner its bars, and `no_bar`
 import timm
 import torch
+from scipy.stats import binomtest
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+from torch import nn
+
+from .. import models
+from ..core import atomic_path, check_whole, environment, seeded, suggest
+from .recipes import get_recipe, Recipe
+
+# %% ../../nbs/train/25_learner.ipynb #e537ffa4
+with warnings.catch_warnings():  # fastai calls torch.jit.script, which torch calls deprecated
+    warnings.simplefilter('ignore', FutureWarning)
+    import fastai.callback.progress  # noqa: F401  gives every Learner its bars, and `no_bar`
+
+# %% ../../nbs/train/25_learner.ipynb #16d8158a
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import ParamScheduler
@@ -29,13 +42,6 @@ from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import even_mults, patch
 from fastcore.foundation import L
-from scipy.stats import binomtest
-from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
-from torch import nn
-
-from .. import models
-from ..core import atomic_path, check_whole, environment, seeded, suggest
-from .recipes import get_recipe, Recipe
 
 # %% ../../nbs/train/25_learner.ipynb #c09f580b
 def model_for(
