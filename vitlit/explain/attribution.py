@@ -275,10 +275,13 @@ def explain(
 ) -> Attribution:
     "Say which places of the images the scores came from."
     run = find_method(method)
-    if not isinstance(x, Tensor) or x.ndim != 4:
+    if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or not len(x):
+        remedy = 'vitlit.train.prepare(model, image) makes them of a file or a PIL image'
+        if isinstance(x, Tensor):
+            remedy = 'add the batch axis with x[None]' if x.ndim == 3 else 'give one image or more'
+        kind = f', {str(x.dtype)[6:]}' if isinstance(x, Tensor) else ''
         raise ValueError(
-            f"explain takes images (B, C, H, W), but was given {_shape(x)}; "
-            "add the batch axis with x[None]."
+            f"explain takes floats (B, C, H, W), but was given {_shape(x)}{kind}; {remedy}."
         )
     if len(x) > 1 and getattr(getattr(model, 'card', None), 'batch_coupled', False):
         return _one_by_one(model, x, target, method, trained, options)

@@ -6,10 +6,12 @@
 __all__ = ['integrated_gradients']
 
 # %% ../../nbs/explain/41b_gradients.ipynb #f27f7fbd
+import math
+
 import torch
 from torch import Tensor, nn
 
-from ..core import Geometry, Grid
+from ..core import check_whole, Geometry, Grid
 from .attribution import gather, method
 from .flow import first_geometry
 
@@ -29,6 +31,7 @@ def integrated_gradients(
     """
     from captum.attr import IntegratedGradients
 
+    steps, batch_size = check_whole(steps, 'steps'), check_whole(batch_size, 'batch_size')
     x = x.detach().clone().requires_grad_()
     with torch.no_grad():
         score(model(x))  # says which class
@@ -56,10 +59,13 @@ def integrated_gradients(
 
 def _baseline(baseline, x):
     if isinstance(baseline, Tensor):
+        if baseline.shape not in (x.shape, x.shape[1:], (1, *x.shape[1:])):
+            got = f'a tensor {tuple(baseline.shape)}'
+            raise ValueError(f"baseline is {got}, but must be one image like x, {tuple(x.shape)}.")
         return baseline.to(x).expand_as(x)
     if baseline == 'zero':
         baseline = 0.0
-    if isinstance(baseline, (int, float)):
+    if isinstance(baseline, (int, float)) and math.isfinite(baseline):
         return torch.full_like(x, baseline)
     if baseline != 'blur':
         raise ValueError(
