@@ -147,6 +147,8 @@ def readme(nb):
             line for line in source(cell).splitlines() if not re.match(r'\s*#\s?\|', line)
         ).strip()
         if text and ['echo:', 'false'] not in directives(cell):
+            if parts and parts[-1].startswith('```python'):  # imports and their use are one block
+                text = parts.pop()[len('```python\n') : -len('\n```')] + '\n\n' + text
             parts.append(f'```python\n{text}\n```')
         if ['output:', 'false'] not in directives(cell):
             parts += outputs_md(cell, images)
