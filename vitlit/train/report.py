@@ -149,7 +149,8 @@ img { max-width: 100%; height: auto; display: block; margin: .6rem auto; }
 table { border-collapse: collapse; font-size: .9rem; }
 td { padding: .2rem 1.2rem .2rem 0; border-bottom: 1px solid #e6e8ec; vertical-align: top; }
 td:first-child { color: #5a6675; }
-code { background: #eef1f5; border-radius: 4px; padding: .1rem .35rem; font-size: .88em; }
+code { background: #eef1f5; border-radius: 4px; padding: .1rem .35rem; font-size: .88em;
+  white-space: nowrap; }
 """
 
 
@@ -265,9 +266,9 @@ def _banner(result):
         return ''
     return (
         f'<section class="warning"><h2>Nothing learned yet</h2><p>{html.escape(verdict(result))} '
-        "The maps below show what this model looks at, which is nothing to learn from. More "
-        "images help most; then <code>--pretrained</code>, which starts from trained weights, and "
-        "more passes, <code>--epochs</code>.</p></section>"
+        "Nothing should be read into the maps below. More images help most, then trained weights "
+        "to start from, <code>--pretrained</code>, and more passes, <code>--epochs</code>.</p>"
+        "</section>"
     )
 
 
@@ -358,11 +359,12 @@ def report_html(
     ]
     low, high = r.interval
     lead = (
-        f"After {_epochs(told['epochs'])}, the accuracy is {r.top1:.1%} on {r.total:,} images that "
-        f"were not trained on (95 % interval {low:.1%} to {high:.1%}). {told.get('about', '')}"
+        f"After {_epochs(told['epochs'])}, the accuracy is {100 * r.top1:.1f} % on {r.total:,} "
+        f"images that were not trained on (95 % interval {100 * low:.1f} to {100 * high:.1f}). "
+        f"{told.get('about', '')}"
     )
     numbers = {
-        'accuracy': f'{r.top1:.1%}',
+        'accuracy': f'{100 * r.top1:.1f} %',
         'parameters': f"{told['parameters']:,}",
         'training': f"{told['seconds']} s",
         'training images': f"{told['training images']:,}",

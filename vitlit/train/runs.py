@@ -230,7 +230,7 @@ def _known_sets():
     return dict(
         scenes=('drawn shapes', CLASSES),
         digits=('handwritten digits', tuple('0123456789')),
-        cifar10=("CIFAR-10's kinds of photographs", CIFAR10),
+        cifar10=('photo classes', CIFAR10),
     )
 
 # %% ../../nbs/train/27_runs.ipynb #0713200c
@@ -248,21 +248,22 @@ def photo_name(
 def knowledge(
     name: str,  # of a model, with or without a tag, or the folder of a run
     names: list,  # of its classes
-) -> str:  # a sentence
+) -> tuple:  # (kind of these classes in two words, a sentence)
     "Which classes a model knows, and what its answers cannot mean."
     from vitlit import models
 
     listed = ', '.join(names[:12]) + (' and more' if len(names) > 12 else '')
     base, _, tag = name.partition('.')
-    ours = not _is_run(name) and base in models.list_models()
-    tag = (tag or models.model_info(base).default_tag) if ours else ''
-    kind, known = _known_sets().get(tag, ('classes', names)) if ours else ('classes', names)
-    if list(known) != list(names):
-        kind = 'classes'
+    kind = 'classes'
+    if not _is_run(name) and base in models.list_models():
+        tag = tag or models.model_info(base).default_tag
+        name = f'{base}.{tag}'.rstrip('.')
+        known, classes = _known_sets().get(tag, (kind, ()))
+        kind = known if list(classes) == list(names) else kind
     told = f"{name} knows {len(names):,} {kind} and nothing else: {listed}"
     if kind in ('drawn shapes', 'handwritten digits'):
         told += '; on a photograph its answer means nothing'
-    return told + '.'
+    return kind, f'{told}.'
 
 
 def check_weights(name: str):
@@ -318,7 +319,7 @@ def explain_files(
     require_model(model)
     model = photo_name(model)
     net, names = load_model(model, untrained)
-    told = knowledge(model, names)
+    kind, told = knowledge(model, names)
     if target and target not in names:
         raise ValueError(f"{model} has no class {target!r}. {suggest(target, names)}")
     asked = names.index(target) if target else None
@@ -329,7 +330,7 @@ def explain_files(
         files, lines = [], []
         for image, (seen, x), maps in zip(images, prepared, found):
             path = _free_name(files, folder / f'{Path(image).stem}_{method}.png')
-            best = _draw_file(net, seen, x, maps, names, told, writing, path)
+            best = _draw_file(net, seen, x, maps, names, (kind, told), writing, path)
             files.append(path)
             doubt = ' (untrained weights)' if net.trained is False else ''
             lines.append(f"{image}: {best}{doubt} -> {path}")
@@ -364,7 +365,7 @@ def _free_name(taken, path):
     return next(p for p in names if p not in taken)
 
 
-def _draw_file(net, seen, x, maps, names, told, writing, path):
+def _draw_file(net, seen, x, maps, names, known, writing, path):
     "Draw the figure of one image, to be at `path` when `writing` ends; its best classes in words."
     import matplotlib.pyplot as plt
     import torch
@@ -376,13 +377,16 @@ def _draw_file(net, seen, x, maps, names, told, writing, path):
     with torch.inference_mode():
         top = net(x).softmax(1)[0].topk(min(3, len(names)))
     words = [f'{names[i]} {p:.0%}' for p, i in zip(top.values.tolist(), top.indices.tolist())]
-    axs = axes_grid(1 + len(maps), ncols=min(3, 1 + len(maps)), size=(3.2, 3.9))
-    show_image(seen[0], axs[0], title=f'of {len(names):,} known classes:\n' + ', '.join(words))
-    _caption(axs[0], told)
+    axs = axes_grid(1 + len(maps), ncols=1 + len(maps), size=(3, 3.9))
+    closest = f'closest of its {len(names):,} {known[0]}:'
+    show_image(seen[0], axs[0], title='\n'.join((closest, *words)))
+    _caption(axs[0], known[1])
+    doubt = '\nUNTRAINED weights' if net.trained is False else ''
     for ax, found in zip(axs[1:], maps):
-        doubt = '\nUNTRAINED weights' if net.trained is False else ''
-        title = f'{found.method} for the class {names[int(found.target[0])]}{doubt}'
-        show_map(seen[0], found, ax=ax, title=title)
+        of = found.notes.get('class_agnostic') or f'for the class {names[int(found.target[0])]}'
+        of = 'for every class alike' if of is True else of
+        title = f'{found.method}\n{of}{doubt}'
+        show_map(seen[0], found, ax=ax, title=title, colorbar=False)
     temp = writing.enter_context(atomic_path(path))
     save_figure(axs[0], temp, dpi=120)
     plt.close(axs[0].figure)
@@ -394,7 +398,7 @@ def _caption(ax, words):
     import textwrap
 
     look = dict(ha='center', va='top', fontsize=6.5, color='#444444')
-    text = '\n'.join(textwrap.wrap(words, 52))
+    text = '\n'.join(textwrap.wrap(words, 48))
     ax.text(0.5, -0.03, text, transform=ax.transAxes, **look)
 
 # %% ../../nbs/train/27_runs.ipynb #27d940f3
