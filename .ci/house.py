@@ -3,6 +3,7 @@
 
 python .ci/house.py readme [--check]    README.md out of nbs/index.ipynb, or: is it current?
 python .ci/house.py lint [NOTEBOOK ...] measures and manners of the notebooks (ruff does the code)
+python .ci/house.py tidy [NOTEBOOK ...] fold plumbing, join prints, as JupyterLab would write them
 python .ci/house.py coverage FOLDER     exported functions that the measured tests never ran
 """
 
@@ -190,6 +191,7 @@ def cmd_readme(args):
 
 MAX_CELLS, MAX_EXPORT, MAX_BYTES, MAX_FIGURES, MAX_DPI, MAX_PROSE = 90, 60, 800_000, 12, 100, 100
 EXPORT = ('export', 'exports', 'exporti')
+VIEW = 'application/vnd.jupyter.widget-view+json'
 SLOW = "if os.environ.get('VITLIT_SLOW') == '1':"
 UNWANTED = {
     'a machine path': (
@@ -274,8 +276,10 @@ def lint_outputs(cells):
     "What a reader sees below the cells."
     figures = 0
     for i, c in cells:
+        if joined(c.get('outputs', [])) != c.get('outputs', []):
+            yield f'cell {i} has prints in pieces, which JupyterLab joins; run house.py tidy'
         for out in c.get('outputs', []):
-            if 'application/vnd.jupyter.widget-view+json' in out.get('data', {}):
+            if VIEW in out.get('data', {}):
                 yield f'cell {i} has a saved widget; keep its static twin only'
             if out['output_type'] == 'error':
                 yield f"cell {i} has a saved error ({out.get('ename')})"
@@ -408,6 +412,45 @@ def cmd_lint(args):
     return bool(found)
 
 
+# Tidying: what nbdev_clean leaves
+
+
+def joined(outputs):
+    "Outputs of which neighbors on the same stream are one, as JupyterLab keeps them."
+    found = []
+    for out in outputs:
+        if found and out['output_type'] == 'stream' and found[-1].get('name') == out['name']:
+            both = ''.join(found[-1]['text']) + ''.join(out['text'])
+            found[-1] = found[-1] | dict(text=both.splitlines(keepends=True))
+        else:
+            found.append(out)
+    return found
+
+
+def tidy(nb):
+    "Fold plumbing, join prints, drop widgets and name the kernel of a notebook; returns it."
+    for c in nb['cells']:
+        if c['cell_type'] == 'code':
+            c['outputs'] = joined([o for o in c['outputs'] if VIEW not in o.get('data', {})])
+            if has(c, 'export', 'exporti', 'hide'):
+                c['metadata'].setdefault('jupyter', {}).setdefault('source_hidden', True)
+    kernel = dict(display_name='python3', language='python', name='python3')
+    nb['metadata'].setdefault('kernelspec', kernel)
+    nb['metadata'].pop('widgets', None)
+    return nb
+
+
+def cmd_tidy(args):
+    for p in [Path(p).resolve() for p in args.names] or notebooks():
+        old = p.read_text(encoding='utf-8')
+        new = json.dumps(tidy(json.loads(old)), indent=1, ensure_ascii=False, sort_keys=True) + '\n'
+        if new != old:
+            temp = p.with_suffix('.tmp')
+            temp.write_text(new, encoding='utf-8')
+            temp.replace(p)
+            print(p.relative_to(ROOT))
+
+
 # Coverage: which exported functions did the measured tests run?
 
 
@@ -495,11 +538,14 @@ def main():
     p = sub.add_parser('lint')
     p.add_argument('names', nargs='*', help='notebooks; all if none is given')
     p.set_defaults(run=cmd_lint)
+    p = sub.add_parser('tidy')
+    p.add_argument('names', nargs='*', help='notebooks; all if none is given')
+    p.set_defaults(run=cmd_tidy)
     p = sub.add_parser('coverage')
     p.add_argument('folder', help='what VITLIT_MEASURE named')
     p.set_defaults(run=cmd_coverage)
     args = parser.parse_args()
-    sys.exit(int(args.run(args)))
+    sys.exit(int(args.run(args) or 0))
 
 
 if __name__ == '__main__':
