@@ -196,6 +196,11 @@ class Score:
                     f"The target function returned {_shape(value)}, but must return one score for "
                     f"each of the {len(logits)} images."
                 )
+            if logits.requires_grad and not value.requires_grad:
+                raise ValueError(
+                    "The target function's scores have no gradient; compute them from the logits, "
+                    "without detach()."
+                )
         else:
             self.target = self.classes(logits)
             value = logits.gather(1, self.target[:, None])[:, 0]
@@ -211,7 +216,7 @@ class Score:
             t = torch.as_tensor(self.asked, device=logits.device)
         except (TypeError, ValueError, RuntimeError):
             t = torch.tensor(0.5)
-        number = not (t.is_floating_point() or t.dtype == torch.bool)
+        number = not (t.is_floating_point() or t.is_complex() or t.dtype == torch.bool)
         if not number or t.ndim > 1 or (t.ndim and len(t) not in (1, B)):
             raise ValueError(
                 f"target is {_brief(self.asked)}, but must be a class from 0 to {K - 1}, "
@@ -230,7 +235,7 @@ def _shape(t):
 
 
 def _brief(x):
-    return _shape(x) if isinstance(x, Tensor) and x.numel() > 8 else repr(x)[:60]
+    return _shape(x) if isinstance(x, Tensor) and x.numel() > 8 else ' '.join(repr(x).split())[:60]
 
 # %% ../../nbs/explain/41_attribution.ipynb #9881dbfa
 methods = {}
@@ -258,6 +263,7 @@ def list_methods() -> list:
 
 def find_method(name: str):
     "The function called `name`; ValueError with similar names if there is none."
+    name = name if isinstance(name, str) else repr(name)
     if name in methods:
         return methods[name]
     if name not in _homes:
@@ -283,6 +289,7 @@ def explain(
         raise ValueError(
             f"explain takes floats (B, C, H, W), but was given {_shape(x)}{kind}; {remedy}."
         )
+    _check_model(model, x, target)
     if len(x) > 1 and getattr(getattr(model, 'card', None), 'batch_coupled', False):
         return _one_by_one(model, x, target, method, trained, options)
     x = x.detach().as_subclass(Tensor)  # fastai's images are a tensor class with its own methods
@@ -359,3 +366,19 @@ def _culprit(model):
         if t.is_floating_point() and not t.isfinite().all():
             return f"the weights '{name}'"
     return 'the activations'
+
+
+def _check_model(model, x, target):
+    "Raise for a model that cannot be explained on `x`, whatever the method."
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"explain takes a torch module, but was given a {type(model).__name__}.")
+    if getattr(model, 'num_classes', None) == 0 and not callable(target):
+        name = type(model).__name__
+        raise ValueError(f"{name} has no classes; build it with num_classes, or give a function.")
+    weights = [p for p in model.parameters() if p.is_floating_point()]
+    if weights and x.dtype not in {p.dtype for p in weights}:
+        kinds = f'images are {x.dtype} and weights {weights[0].dtype}'
+        raise ValueError(f"The {kinds}; convert the images, x.to({weights[0].dtype}).")
+    if any(p.is_inference() for p in weights):
+        made = 'was made in torch.inference_mode, where nothing has gradients'
+        raise ValueError(f"The model {made}; build or load it outside.")

@@ -8,7 +8,7 @@ __all__ = ['mixing_rules', 'residual_rules', 'eval_with_grad', 'MixingRule', 're
            'gradients', 'propagate', 'start_vector', 'Observation', 'observe', 'first_geometry', 'layout']
 
 # %% ../../nbs/explain/40_flow.ipynb #a9430a7a
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from threading import Lock
@@ -51,7 +51,7 @@ def eval_with_grad(model: nn.Module):
             _looking[m] = count + 1, mode
             m.training = False
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), _uncompiled(modules):
             yield
     finally:
         with _lock:
@@ -61,6 +61,18 @@ def eval_with_grad(model: nn.Module):
                     _looking[m] = count - 1, mode
                 else:
                     m.training = mode
+
+
+def _uncompiled(modules):
+    "Let compiled parts run as they were written: compiled they report no mixing."
+    compiled = lambda m: getattr(m, '_compiled_call_impl', None) is not None
+    if not any(type(m).__name__ == 'OptimizedModule' or compiled(m) for m in modules):
+        return nullcontext()
+    if not hasattr(torch.compiler, 'set_stance'):
+        raise ValueError(
+            "Compiled models need torch 2.6 to be explained; explain before compiling."
+        )
+    return torch.compiler.set_stance('force_eager')
 
 # %% ../../nbs/explain/40_flow.ipynb #cda9b21c
 @dataclass(frozen=True)

@@ -88,11 +88,18 @@ def pointing_game(
 
     A map of zeros has no highest point, so it is infinitely far. Source: Zhang et al. 2016.
     """
+    if not tolerance >= 0:
+        raise ValueError(
+            f"tolerance is {tolerance!r}, but must be a distance in pixels, 0 or more."
+        )
     if len(masks) != len(attribution) or masks.ndim != 3:
         raise ValueError(
             f"pointing_game got {len(attribution)} maps and masks of shape {tuple(masks.shape)}, "
             "but needs one mask (H, W) a map."
         )
+    if distractor_masks is not None and distractor_masks.shape != masks.shape:
+        got = f'{tuple(distractor_masks.shape)} and {tuple(masks.shape)}'
+        raise ValueError(f"Masks of distractors and objects must be alike, but have shapes {got}.")
     peak = attribution.peak(tuple(masks.shape[1:])).cpu()
     masks = masks.cpu().bool()
     other = torch.zeros_like(masks) if distractor_masks is None else distractor_masks.cpu().bool()

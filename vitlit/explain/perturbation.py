@@ -8,7 +8,7 @@ __all__ = ['perturbation_test']
 # %% ../../nbs/explain/44_perturbation.ipynb #01a512a3
 import torch
 
-from ..core import seeded
+from ..core import check_share, seeded
 from .attribution import sample
 
 # %% ../../nbs/explain/44_perturbation.ipynb #0501045d
@@ -23,6 +23,13 @@ def perturbation_test(
 
     Returns what is left of the probability of the explained class.
     """
+    check_share(share, 'share')
+    if len(x) != len(found) or found.target is None:
+        kind = 'a score of your own' if found.target is None else 'classes'
+        raise ValueError(
+            f"perturbation_test got {len(x)} images and {len(found)} maps for {kind}, but needs "
+            "one map of a class for each image."
+        )
     B, _, H, W = x.shape
     with seeded(seed):
         chance = sample(torch.rand(found.map.shape), found.geometry, (H, W))
