@@ -474,7 +474,7 @@ def fit_weights(state, model, cfg, strict=True):
     free = [stem] if shape[:1] + shape[2:] == want[:1] + want[2:] else []
     if model.num_classes != cfg.num_classes:
         free += [f'{head}.{k}' for head in heads for k in ('weight', 'bias')]
-    for kind in ('of another shape', 'missing'):
+    for kind in ('of another shape', 'missing', 'unknown'):
         for name in free:
             faults.get(kind, {}).pop(name, None)
     faults = {kind: names for kind, names in faults.items() if names}

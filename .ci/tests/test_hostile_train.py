@@ -10,7 +10,9 @@ import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
+from fastai.vision.learner import vision_learner
 from PIL import Image
 
 import vitlit.cli as cli
@@ -271,6 +273,15 @@ def test_a_second_fit_keeps_the_history(few, tmp_path):
     rows = (tmp_path / 'history.csv').read_text().splitlines()
     assert [r.split(',')[0] for r in rows] == ['epoch', '0', '1', '2', '3']
     refused(lambda: vit_learner(few, 'deit_micro', log_dir=tmp_path), 'another run')
+
+
+@pytest.mark.parametrize('name', ['pit_micro', 'swat_swin_micro'])
+def test_a_trained_body_without_its_classifier(few, name):
+    body = timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+    whole = create_model(name, pretrained=True).state_dict()
+    assert body and all(torch.equal(v, whole[k]) for k, v in body.items())
+    learn = vision_learner(few, name, pretrained=True, img_size=32)
+    assert not next(learn.model[0].parameters()).requires_grad  # frozen, because it is trained
 
 
 # explaining
