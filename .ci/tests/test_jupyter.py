@@ -11,7 +11,8 @@ import pytest
 from traitlets.config import Config
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'nbs').rglob('*.ipynb'))
+PAGES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'nbs').glob('**/[!_.]*.ipynb'))
+PAGES = [p for p in PAGES if '/.' not in p]  # checkpoints
 
 
 @pytest.fixture(scope='module')
