@@ -239,7 +239,7 @@ class TokenBatchNorm(nn.Module):
         self.bn = nn.BatchNorm1d(dim, **kw)
 
     def forward(self, x):
-        return self.bn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return self.bn(x.flatten(0, 1)).unflatten(0, (-1, x.shape[1]))
 
 # %% ../nbs/base/04a_layers.ipynb #b428dc04
 def offset_pairs(table, h, w):

@@ -199,7 +199,7 @@ SETS = [
 ]
 
 
-@pytest.mark.parametrize('fn, options', SETS, ids=str)
+@pytest.mark.parametrize('fn, options', SETS, ids=lambda v: getattr(v, '__name__', str(v)))
 def test_option_of_a_set(fn, options):
     few = dict(n_train=4, n_valid=4, bs=2) if fn is scenes else {}
     refused(lambda: fn(**few | options))

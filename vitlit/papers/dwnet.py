@@ -74,9 +74,11 @@ class KernelRecord(Record):
 def slide_kernels(image, kernels):
     "Each image (B, C, H, W) under its own square kernels (B, C, K), zeros around it."
     B, C, K = kernels.shape
+    k = math.isqrt(K)
+    if torch.jit.is_tracing():  # a number of groups would be that of this batch
+        return _added(image.unsqueeze(2), kernels[..., None, None], k)
     if not B:
         return image
-    k = math.isqrt(K)
     # the batch stands on the axis of channels, so that each image meets its own kernels
     each = image.reshape(1, B * C, *image.shape[2:])
     y = F.conv2d(each, kernels.reshape(B * C, 1, k, k), padding=k // 2, groups=B * C)
@@ -139,6 +141,8 @@ def window_sum(
     Memory for one neighbor at a time, in the backward pass as well; sums are kept in float32 or
     finer. Differentiable once. ValueError for shapes that do not fit. Source: section 2.
     """
+    if torch.jit.is_tracing():
+        return _added(x.unflatten(1, (w.shape[1], -1)), w, kernel)
     fits = w.ndim == x.ndim + 1 and w.shape[0] == x.shape[0] and w.shape[3:] == x.shape[2:]
     if not fits or kernel % 2 == 0 or w.shape[2] != kernel**2 or x.shape[1] % w.shape[1]:
         raise ValueError(
@@ -155,6 +159,16 @@ def _neighbors(x, k):
     return [x[..., u : u + H, v : v + W] for u in range(k) for v in range(k)]
 
 
+def _added(x, w, k):
+    "Neighbors of x (B, G, C/G, H, W) summed under w (B, G, k², H, W), or under (B, G, k², 1, 1)."
+    pairs = zip(_neighbors(x, k), w.unsqueeze(3).unbind(2))
+    neighbor, weight = next(pairs)
+    y = neighbor.to(torch.promote_types(x.dtype, torch.float32)) * weight
+    for neighbor, weight in pairs:
+        y.addcmul_(neighbor, weight)
+    return y.flatten(1, 2).to(x.dtype)
+
+
 def _pieces(*tensors):
     "Batches in parts: on a CPU image by image, elsewhere whole."
     whole = tensors[0].device.type != 'cpu' or torch.compiler.is_compiling()
@@ -166,15 +180,8 @@ class _WindowSum(torch.autograd.Function):
 
     @staticmethod
     def forward(x, w, k):
-        out, wide = [], torch.promote_types(x.dtype, torch.float32)
-        for xi, wi in _pieces(x, w):
-            pairs = zip(_neighbors(xi.unflatten(1, (w.shape[1], -1)), k), wi.unsqueeze(3).unbind(2))
-            neighbor, weight = next(pairs)
-            y = neighbor.to(wide) * weight
-            for neighbor, weight in pairs:
-                y.addcmul_(neighbor, weight)
-            out.append(y.flatten(1, 2).to(x.dtype))
-        return torch.cat(out)
+        shape = w.shape[1], -1
+        return torch.cat([_added(xi.unflatten(1, shape), wi, k) for xi, wi in _pieces(x, w)])
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -189,6 +196,7 @@ class _WindowSum(torch.autograd.Function):
         dx, dw, wide = [], [], torch.promote_types(x.dtype, torch.float32)
         for xi, wi, g in _pieces(x, w, grad):
             xi, g = xi.unflatten(1, (groups, -1)), g.unflatten(1, (groups, -1))
+            # zeros that vmap sees as batched wherever x or the gradient is
             padded = F.pad((xi * g).to(wide).zero_(), (p,) * 4)
             for i, weight in enumerate(wi.unsqueeze(3).unbind(2)):
                 u, v = divmod(i, k)
