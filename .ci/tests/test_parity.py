@@ -10,7 +10,7 @@ from vitlit.records import check_record, load_record, records_path
 from vitlit.registry import create_model
 from vitlit.weights import load_official
 
-FAMILIES = ('pit', 'swat', 'ista2', 'dwnet')
+FAMILIES = ('pit', 'swat', 'swin', 'ista2', 'dwnet')
 OURS = {'ista2/swin_tiny': 'swin_t'}  # records that are not called after our model
 RECORDS = sorted(
     p.relative_to(records_path()).with_suffix('').as_posix()
@@ -27,7 +27,7 @@ def test_parity(record):
     first = 'train_logits' if training else 'logits'
 
     def run(state, x):
-        options = {} if reference['size'] == 224 else dict(img_size=reference['size'])
+        options = dict(img_size=reference['size'])
         if name.endswith('_d4'):
             options['depths'] = (2, 2, 4, 2)
         model = create_model(name.removesuffix('_d4'), **options).double().train(training)

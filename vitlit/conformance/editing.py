@@ -53,7 +53,8 @@ def decay_spares_the_right_ones(case):
     require(spared <= set(params), f"{', '.join(sorted(spared - set(params)))}: no such parameter")
     groups = param_groups_weight_decay(case.meta, weight_decay=0.05, no_weight_decay_list=spared)
     decayed = {id(p) for g in groups if g['weight_decay'] > 0 for p in g['params']}
-    kernels = {id(m.weight) for m in case.meta.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    linear = nn.Linear, nn.Conv1d, nn.Conv2d
+    kernels = {id(m.weight) for m in case.meta.modules() if isinstance(m, linear)}
     kernels |= {id(p) for n, p in params.items() if case.exempt('decayed', n)}
     wrong = [n for n, p in params.items() if (id(p) in decayed) != (id(p) in kernels)]
     which = ', '.join(wrong[:3])

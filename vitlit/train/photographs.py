@@ -23,6 +23,7 @@ from ..show import axes_grid, COLORS, plot_lines, style, Table
 from .data import image_loaders, Images, Jitter, load_image
 from .learner import evaluate, vit_learner
 from .recipes import get_recipe
+from ..weights import load_official, save_weights
 
 # %% ../../nbs/train/22_photographs.ipynb #4dd52ea1
 with warnings.catch_warnings():  # fastai calls torch.jit.script, which torch calls deprecated
@@ -124,6 +125,7 @@ def photo_study(
     n_train: int = 10_000,
     recipe='photo',
     size: int = 64,
+    ship=None,  # folder: keep seed 0 there as ARM.cifar10.safetensors in 16 bits, and judge that
 ) -> dict:  # what the file holds now
     """Train each of `arms` from each of `seeds` on photographs, keep every result in `file`;
     ValueError if it was begun under another protocol."""
@@ -141,7 +143,10 @@ def photo_study(
             found = _study(file, protocol)
             arm = found['arms'].setdefault(name, dict(runs=[]))
             if seed not in [r['seed'] for r in arm['runs']]:
-                facts, run = _run(dls, arch, recipe, seed)
+                weights = (
+                    None if ship is None or seed else Path(ship, f'{name}.cifar10.safetensors')
+                )
+                facts, run = _run(dls, arch, recipe, seed, weights)
                 found = _study(file, protocol)  # another process may have written
                 arm = found['arms'].setdefault(name, dict(runs=[]))
                 arm |= facts
@@ -165,14 +170,17 @@ def _study(file, protocol):
     return found
 
 
-def _run(dls, arch, recipe, seed):
-    "One network trained: facts about the arm, and about the run."
+def _run(dls, arch, recipe, seed, weights=None):
+    "One network trained, and kept in the file `weights`: facts about the arm, and about the run."
     learn = vit_learner(dls, arch, recipe, seed=seed)
     cost = multiply_adds(learn.model, learn.img_size)
     start = time.process_time()
     with learn.no_bar(), learn.no_logging():
         learn.fit_recipe()
     seconds = time.process_time() - start
+    if weights is not None:
+        save_weights(learn.model, weights, torch.float16)
+        load_official(learn.model, weights)
     result, rows = evaluate(learn), learn.recorder.values
     run = dict(
         seed=seed,
