@@ -25,7 +25,7 @@ from ..core import split_prefix, to_image, to_tokens
 from ..layers import grid_conv, TokenBatchNorm
 from ..mixing import ConvMixing, held, PrefixMixing, Record, TokenMixer
 from .swin import Swin, SwinConfig
-from ..registry import build_variant, Card, register, register_part
+from ..registry import build_variant, Card, MICRO, register, register_part
 from ..weights import NameRules
 
 # %% ../../nbs/papers/13_dwnet.ipynb #7b234bb9
@@ -455,12 +455,7 @@ def _small(name, what):
         name,
         family='DWNet',
         paper=f'a small DWNet for 32 to 64 pixel images with {what}',
-        license='Apache-2.0',
-        num_classes=10,
-        input_size=(3, 64, 64),
-        crop_pct=1.0,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
+        **MICRO,
         fixed_input_size=False,
         pool_size=(4, 4),
         slots=_slots,

@@ -17,7 +17,15 @@ from torch import nn
 from ..backbone import Backbone, Residual, residual_block, TokenHead, truncated_linear
 from ..layers import ChannelMLP, PatchEmbed, TokenEmbed
 from ..mixing import MatrixMixing, TokenMixer
-from ..registry import build_variant, Card, make_stages, Parts, register, register_part
+from vitlit.registry import (
+    build_variant,
+    Card,
+    make_stages,
+    MICRO,
+    Parts,
+    register,
+    register_part,
+)
 from ..weights import NameRules
 
 # %% ../../nbs/papers/10b_mixer.ipynb #9f6d16eb
@@ -348,12 +356,8 @@ def resmlp_s12(pretrained: bool = False, **kwargs):
         'mixer_micro',
         family='MLP-Mixer',
         paper='a small MLP-Mixer for 32 to 64 pixel images',
-        license='Apache-2.0',
-        num_classes=10,
-        input_size=(3, 64, 64),
-        crop_pct=1.0,
+        **MICRO,
         **_traits,
-        **_signed,
     ),
     MLPMixer,
     variants['micro'],

@@ -26,7 +26,7 @@ from vitlit.papers.swat import (
 )
 from .swin import Swin, SwinConfig
 from .vit import ViT, ViTConfig
-from ..registry import build_variant, Card, check_stages, register, shipped
+from ..registry import build_variant, Card, check_stages, MICRO, register, shipped
 from ..weights import NameRules
 
 # %% ../../nbs/papers/12a_swat_models.ipynb #48bc6c88
@@ -460,7 +460,6 @@ variants |= dict(
         hidden=32,
     )
 )
-_micro = dict(num_classes=10, input_size=(3, 64, 64), crop_pct=1.0, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 @register(
@@ -468,13 +467,12 @@ _micro = dict(num_classes=10, input_size=(3, 64, 64), crop_pct=1.0, mean=(0.5,) 
         'swat_vit_micro',
         'SWAT',
         'a small SWAT-DeiT for 32 to 64 pixel images',
-        license='Apache-2.0',
         size_multiple=8,
         slots=('stem', 'mixer', 'channel', *attention_slots),
         traits=dict(stem=dict(size_multiple=8)),
         weights=shipped('swat_vit_micro', 'scenes', 'digits'),
         default_tag='scenes',
-        **_micro,
+        **MICRO,
     ),
     SWATViT,
     variants['vit_micro'],
@@ -489,14 +487,13 @@ def swat_vit_micro(pretrained: bool = False, **kwargs):
         'swat_swin_micro',
         'SWAT',
         'a small SWAT-Swin for 32 to 64 pixel images',
-        license='Apache-2.0',
         size_multiple=16,
         pool_size=(4, 4),
         slots=_slots,
         traits=dict(stem=dict(size_multiple=4), transition=dict(size_multiple=16)),
         weights=shipped('swat_swin_micro', 'scenes', 'digits', digits=dict(pool_size=(2, 2))),
         default_tag='scenes',
-        **_micro,
+        **MICRO,
     ),
     SWATSwin,
     variants['swin_micro'],

@@ -137,6 +137,37 @@ _swat = _deit.replace(
     ),
 )
 
+# %% ../../nbs/train/24_recipes.ipynb #ef8f49fc
+_dwnet = _deit.replace(
+    name='dwnet',
+    clip=5.0,
+    warmup_epochs=20,
+    warmup_lr=5e-7,
+    min_lr=5e-6,
+    scale_ends=True,
+    per_step=True,
+    drop_path=0.2,
+    ema=None,
+    color_jitter=0.4,
+    repeated_augmentation=False,
+    source='Atten4Vis/DemystifyLocalViT@ce7c0b7, config.py, configs, scripts and README',
+    notes=(
+        'static and dynamic models share it; inhomogeneous ones were trained without mixed '
+        'precision, as 2 accumulated steps of 512 images',
+        'a step with a loss or gradient that is not finite is left out',
+    ),
+)
+_dwnet_base = _dwnet.replace(
+    name='dwnet_base',
+    drop_path=0.5,
+    amp=False,
+    notes=(
+        *_dwnet.notes,
+        'the README trains 16×64 images a step without mixed precision, whose gradients blew up; '
+        'the scripts accumulate 2 such steps with it, which would make 2048 images at 2e-3',
+    ),
+)
+
 # %% ../../nbs/train/24_recipes.ipynb #c6f6a1de
 _micro = Recipe(
     'micro',
@@ -170,6 +201,8 @@ recipes = dict(
     pit_b=_deit.replace(name='pit_b', warmup_epochs=10, **_pit),
     swat=_swat,
     swat_swin=_swat.replace(name='swat_swin', batch=768),
+    dwnet=_dwnet,
+    dwnet_base=_dwnet_base,
     micro=_micro,
     photo=_micro.replace(
         name='photo',
