@@ -93,22 +93,28 @@ def mixing_operators_transpose(case):
         if isinstance(r.mixer, Residual):
             continue
         (gradient,) = torch.autograd.grad(score, r.y, retain_graph=True)
-        for g in (None, gradient):
-            try:
-                E = r.mixer.mixing(r, g)
-            except NotImplementedError:
-                silent.add(r.name)
-                continue
-            ones = E.ones()
-            check_equal(tuple(ones.shape), tuple(r.y.shape[:2]))
-            with seeded(0):
-                v = torch.randn_like(ones)
-                u = torch.randn_like(E.apply_transposed(v))
-            forth, back = (E.apply(u) * v).sum(), (u * E.apply_transposed(v)).sum()
-            check_close(forth, back, rtol=1e-9, atol=1e-10)
-            if g is None and isinstance(r.mixer, Attention) and not r.mixer.windows:
-                check_same(E.row_sums(), ones)  # padding takes its share of a window
+        with torch.no_grad():
+            for g in (None, gradient):
+                try:
+                    E = r.mixer.mixing(r, g)
+                except NotImplementedError:
+                    silent.add(r.name)
+                    continue
+                _check_transposed(E, r.y)
+                if g is None and isinstance(r.mixer, Attention) and not r.mixer.windows:
+                    check_same(E.row_sums(), E.ones())  # padding takes its share of a window
     return f'{len(silent)} layers do not say how they mix' if silent else None
+
+
+def _check_transposed(E, y):
+    "Assert that the products of the operator `E` of the tokens `y` are transposes of each other."
+    ones = E.ones()
+    check_equal(tuple(ones.shape), tuple(y.shape[:2]))
+    with seeded(0):
+        v = torch.randn_like(ones)
+        u = torch.randn_like(E.apply_transposed(v))
+    forth, back = (E.apply(u) * v).sum(), (u * E.apply_transposed(v)).sum()
+    check_close(forth, back, rtol=1e-9, atol=1e-10)
 
 # %% ../../nbs/conformance/19g_watching.ipynb #3eb9c9b2
 @conformance_check()
