@@ -29,7 +29,7 @@ from timm.models._pretrained import PretrainedCfg
 from .attention import attention_slots
 from .backbone import Stage
 from .core import check_share, check_whole, Geometry, Grid, namers, suggest, to_pair
-from .weights import convert, misfits, read_state, refusal
+from .weights import configs_as_dicts, convert, misfits, read_state, refusal
 
 # %% ../nbs/base/07_registry.ipynb #e6bec329
 # fields of a card that timm's PretrainedCfg has under the same name
@@ -534,16 +534,17 @@ def build_variant(
         left.update(faults)
         return state
 
-    model = build_model_with_cfg(
-        construct,
-        card.name,
-        bool(pretrained),
-        pretrained_cfg=vars(cfg),
-        model_cfg=config,
-        pretrained_filter_fn=fitted,
-        feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(config.num_taps))),
-        **kwargs,
-    )
+    with configs_as_dicts():
+        model = build_model_with_cfg(
+            construct,
+            card.name,
+            bool(pretrained),
+            pretrained_cfg=vars(cfg),
+            model_cfg=config,
+            pretrained_filter_fn=fitted,
+            feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(config.num_taps))),
+            **kwargs,
+        )
     model.card = card
     if pretrained:
         model.trained = None if left else True

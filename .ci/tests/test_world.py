@@ -6,7 +6,9 @@ development requirements; tests of onnx and onnxruntime run where these are inst
 
 import copy
 import io
+import sys
 from functools import partial
+from types import ModuleType
 
 import pytest
 import timm
@@ -407,6 +409,21 @@ def test_fastai_exports_and_looks(name, loaders, tmp_path):
         file = loaders.valid_ds.items[0]
         with again.no_bar():
             close(again.predict(file)[2], learn.predict(file)[2])
+
+
+def test_checkpoint_of_a_training_script_is_downloaded(tmp_path, monkeypatch):
+    """With the configuration that Swin's code pickles beside the weights, an object of yacs."""
+    yacs = ModuleType('yacs.config')
+    yacs.CfgNode = type('CfgNode', (dict,), dict(__module__='yacs.config'))
+    model, file = build('dwnet_micro'), tmp_path / 'dwnet.pth'
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, 'yacs', ModuleType('yacs'))
+        patch.setitem(sys.modules, 'yacs.config', yacs)
+        torch.save(dict(model=model.state_dict(), config=yacs.CfgNode(A=yacs.CfgNode(B=1))), file)
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    cfg = dict(url=file.as_uri(), num_classes=5)
+    again = timm.create_model('dwnet_micro', pretrained=True, pretrained_cfg=cfg).eval()
+    close(again(images()), model(images()), 0)
 
 
 @every
