@@ -324,6 +324,8 @@ def refusal(state: dict, model: nn.Module, source: str, faults: dict) -> str:
         return f'{begin}{counts}; load these weights into {calls}'
     if calls:
         return f'{begin}{words}build {calls}'
+    if _fused(model, faults.get('unknown', ())):
+        return f'{begin}{words}apply reparameterize_model first, as was done before it was saved'
     if len(faults.get('unknown', ())) < len(state):
         return f'{begin}{words}build the variant that it belongs to'
     some = ', '.join(list(state)[:3])
@@ -331,6 +333,12 @@ def refusal(state: dict, model: nn.Module, source: str, faults: dict) -> str:
         f'{begin}it holds {len(state)} tensors, such as {some}, which no model here has; '
         'give weights of a model that list_models() names'
     )
+
+
+def _fused(model, unknown):
+    "Are there names of what becomes of layers of `model` that can be fused?"
+    layers = dict(model.named_modules())
+    return any(hasattr(layers.get(str(name).rpartition('.')[0]), 'fuse') for name in unknown)
 
 
 def _some(kind, names):

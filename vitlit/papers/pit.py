@@ -36,13 +36,18 @@ from ..weights import NameRules
 class PiTPool(TokenMixer):
     """Patches by a strided depth-wise convolution, prefix tokens by a linear map.
 
-    Tokens (B, P + H·W, dim) to (B, P + ⌈H/2⌉·⌈W/2⌉, dim_out); `dim_out` is a multiple of `dim`.
-    `heads`, of the next stage, group the channels when relevance is followed back. Source:
-    section 3.2.
+    Tokens (B, P + H·W, dim) to (B, P + ⌈H/2⌉·⌈W/2⌉, dim_out); ValueError if `dim_out` is no
+    multiple of `dim`. `heads`, of the next stage, group the channels when relevance is followed
+    back. Source: section 3.2.
     """
 
     def __init__(self, dim: int, dim_out: int, heads: int = 1):
         super().__init__()
+        if dim_out % dim:
+            raise ValueError(
+                f"PiTPool makes equally many channels of each, but {dim_out} is no multiple of "
+                f"{dim}; choose heads of which each number is a multiple of the one before."
+            )
         self.heads = heads
         self.conv = nn.Conv2d(dim, dim_out, 3, stride=2, padding=1, groups=dim)
         self.fc = nn.Linear(dim, dim_out)
