@@ -80,7 +80,7 @@ def attention_rows_sum_to_one(case):
         check_close(again, r.maps, rtol=1e-9, atol=1e-12)
     return f'{len(seen.attention)} layers'
 
-
+# %% ../../nbs/conformance/19g_watching.ipynb #b431175c
 @conformance_check()
 def mixing_operators_transpose(case):
     """Every token mixer gives an operator whose two products are transposes of each other, with

@@ -17,15 +17,7 @@ from torch import nn
 from ..backbone import Backbone, Residual, residual_block, TokenHead, truncated_linear
 from ..layers import ChannelMLP, PatchEmbed, TokenEmbed
 from ..mixing import MatrixMixing, TokenMixer
-from vitlit.registry import (
-    build_variant,
-    Card,
-    make_stages,
-    MICRO,
-    Parts,
-    register,
-    register_part,
-)
+from ..registry import build_variant, Card, make_stages, MICRO, Parts, register, register_part
 from ..weights import NameRules
 
 # %% ../../nbs/papers/10b_mixer.ipynb #9f6d16eb
