@@ -4,27 +4,37 @@
 
 # %% auto #0
 __all__ = ['variants', 'DepthwiseConv', 'sliding', 'KernelRecord', 'slide_kernels', 'DynamicConv', 'Pointwise', 'window_sum',
-           'InhomogeneousConv', 'DepthwiseMixer', 'DynamicMixer', 'InhomogeneousMixer', 'DWNet', 'DynamicDWNet',
-           'InhomogeneousDWNet', 'dwnet_tiny', 'dwnet_base', 'dynamic_dwnet_tiny', 'dynamic_dwnet_base',
-           'i_dynamic_dwnet_tiny', 'i_dynamic_dwnet_base', 'dwnet_micro', 'dynamic_dwnet_micro',
-           'i_dynamic_dwnet_micro']
+           'InhomogeneousConv', 'window_dots', 'SlidingAttention', 'InsideRecord', 'InWindows', 'DepthwiseMixer',
+           'DynamicMixer', 'InhomogeneousMixer', 'DWNet', 'DynamicDWNet', 'InhomogeneousDWNet', 'dwnet_tiny',
+           'dwnet_base', 'dynamic_dwnet_tiny', 'dynamic_dwnet_base', 'i_dynamic_dwnet_tiny', 'i_dynamic_dwnet_base',
+           'dwnet_micro', 'dynamic_dwnet_micro', 'i_dynamic_dwnet_micro']
 
 # %% ../../nbs/papers/13_dwnet.ipynb #274d4cff
 import math
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from timm.layers import register_notrace_function
+from timm.layers import register_notrace_function, trunc_normal_
 from torch import nn, Tensor
 
 from ..attention import Windows
 from ..backbone import Block, Residual
-from ..core import split_prefix, to_image, to_tokens
+from ..core import Grid, split_prefix, to_image, to_tokens
 from ..layers import grid_conv, TokenBatchNorm
-from ..mixing import ConvMixing, held, PrefixMixing, Record, TokenMixer
+from vitlit.mixing import (
+    capture,
+    ConvMixing,
+    held,
+    PrefixMixing,
+    Record,
+    TokenMixer,
+    WindowMixing,
+)
 from .swin import Swin, SwinConfig
+from .swin_mlp import FilledWindows
 from ..registry import build_variant, Card, MICRO, register, register_part
 from ..weights import NameRules
 
@@ -175,6 +185,23 @@ def _pieces(*tensors):
     return [tensors] if whole or len(tensors[0]) < 2 else list(zip(*(t.split(1) for t in tensors)))
 
 # %% ../../nbs/papers/13_dwnet.ipynb #2142a242
+def _spread(w, g, k):
+    "Weights (B, G, k², H, W) times g (B, G, C/G, H, W), put where the neighbors lie: (B, C, H, W)."
+    (H, W), p = g.shape[-2:], k // 2
+    # zeros that vmap sees as batched wherever the weights or g are
+    zeros = (w[:, :, :1] * g).to(torch.promote_types(g.dtype, torch.float32)).zero_()
+    y = F.pad(zeros, (p,) * 4)
+    for i, weight in enumerate(w.unsqueeze(3).unbind(2)):
+        u, v = divmod(i, k)
+        y[..., u : u + H, v : v + W].addcmul_(g, weight)
+    return y[..., p : p + H, p : p + W].flatten(1, 2)
+
+
+def _dots(g, x, k):
+    "Products of g and each neighbor of x, both (B, G, C/G, H, W), over channels: (B, G, k², H, W)."
+    return torch.stack([(neighbor * g).sum(2) for neighbor in _neighbors(x, k)], 2)
+
+
 class _WindowSum(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -191,18 +218,12 @@ class _WindowSum(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        (x, w), k = ctx.saved_tensors, ctx.kernel
-        (H, W), p, groups = x.shape[2:], k // 2, w.shape[1]
-        dx, dw, wide = [], [], torch.promote_types(x.dtype, torch.float32)
+        (x, w), dx, dw = ctx.saved_tensors, [], []
+        shape = w.shape[1], -1
         for xi, wi, g in _pieces(x, w, grad):
-            xi, g = xi.unflatten(1, (groups, -1)), g.unflatten(1, (groups, -1))
-            # zeros that vmap sees as batched wherever x or the gradient is
-            padded = F.pad((xi * g).to(wide).zero_(), (p,) * 4)
-            for i, weight in enumerate(wi.unsqueeze(3).unbind(2)):
-                u, v = divmod(i, k)
-                padded[..., u : u + H, v : v + W].addcmul_(g, weight)
-            dx.append(padded[..., p : p + H, p : p + W].flatten(1, 2).to(x.dtype))
-            dw.append(torch.stack([(neighbor * g).sum(2) for neighbor in _neighbors(xi, k)], 2))
+            g = g.unflatten(1, shape)
+            dx.append(_spread(wi, g, ctx.kernel).to(x.dtype))
+            dw.append(_dots(g, xi.unflatten(1, shape), ctx.kernel))
         return torch.cat(dx), torch.cat(dw).to(w.dtype), None
 
 # %% ../../nbs/papers/13_dwnet.ipynb #5b92cd81
@@ -239,25 +260,172 @@ class InhomogeneousConv(TokenMixer):
         "What each neighbor brought, with the weights held fixed."
         return sliding(record, record.weights, self.kernel, grad)
 
-# %% ../../nbs/papers/13_dwnet.ipynb #d506bacf
-class DepthwiseMixer(nn.Module):
-    """PW, BN, ReLU, a convolution over the grid, BN, ReLU, PW, BN: tokens (B, N, C) to the same.
+# %% ../../nbs/papers/13_dwnet.ipynb #8ff90a5c
+@torch.fx.wrap  # a leaf of traced graphs
+@register_notrace_function
+def window_dots(
+    q: Tensor,  # image of queries (B, C, H, W)
+    k: Tensor,  # image of keys (B, C, H, W)
+    kernel: int,  # side of the neighborhood, odd
+    groups: int,  # G groups of C/G neighboring channels
+) -> Tensor:  # (B, G, kernel², H, W)
+    """s[b,g,(u,v),i,j] = Σ q[b,c,i,j] · k[b,c,i+u-kernel//2,j+v-kernel//2], over c in group g.
 
-    The kernel is as large as the host's windows, and odd; 7 in a host without windows. Source:
-    section 3.
+    Memory for one neighbor at a time, in the backward pass as well. Differentiable once. ValueError
+    for shapes that do not fit.
     """
+    if torch.jit.is_tracing():
+        return _dots(q.unflatten(1, (groups, -1)), k.unflatten(1, (groups, -1)), kernel)
+    if q.shape != k.shape or q.ndim != 4 or kernel % 2 == 0 or q.shape[1] % groups:
+        raise ValueError(
+            f"window_dots got queries {tuple(q.shape)} and keys {tuple(k.shape)} for {groups} "
+            f"groups and a kernel of {kernel}; give (B, C, H, W) twice, groups that divide C, and "
+            "an odd kernel."
+        )
+    return _WindowDots.apply(q, k, kernel, groups)
 
-    operator = DepthwiseConv
+
+class _WindowDots(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(q, k, kernel, groups):
+        parts = _pieces(q.unflatten(1, (groups, -1)), k.unflatten(1, (groups, -1)))
+        return torch.cat([_dots(qi, ki, kernel) for qi, ki in parts])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        q, k, ctx.kernel, ctx.groups = inputs
+        ctx.save_for_backward(q, k)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (q, k), shape, dq, dk = ctx.saved_tensors, (ctx.groups, -1), [], []
+        for qi, ki, g in _pieces(q, k, grad):
+            dq.append(_added(ki.unflatten(1, shape), g, ctx.kernel))
+            dk.append(_spread(g, qi.unflatten(1, shape), ctx.kernel).to(k.dtype))
+        return torch.cat(dq).to(q.dtype), torch.cat(dk), None, None
+
+# %% ../../nbs/papers/13_dwnet.ipynb #505b9d73
+class _OverTheGrid:
+    "What sums over neighbors on the grid have in common: prefix tokens pass them by."
 
     @classmethod
     def fitted(cls, host):
         "The class itself; a warning if `host` classifies from a token that it never reaches."
-        if getattr(host.head, 'pool', None) == 'token':
+        head = getattr(host, 'head', None)  # none in a model that gives features only
+        if getattr(head, 'pool', None) == 'token':
             warnings.warn(
-                "Convolutions over the grid never reach the class token, so a classifier "
+                "Sums over neighbors on the grid never reach the class token, so a classifier "
                 "that reads it alone does not see the image; build with global_pool='avg'."
             )
         return cls
+
+# %% ../../nbs/papers/13_dwnet.ipynb #0ca0d4ed
+@register_part('mixer', 'sliding_attention')
+class SlidingAttention(_OverTheGrid, TokenMixer):
+    """Attention of each token to the k×k tokens around it: (B, P + H·W, C) to the same.
+
+    The kernel is as large as the host's windows, and odd; 7 in a host without windows. A prefix
+    token sees itself alone. ValueError where `heads` do not divide `dim`. Source: section 4.
+    """
+
+    record_type, no_decay = KernelRecord, ('position',)
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        windows: Windows = None,
+        kernel: int = None,  # side in tokens; None: that of the windows
+        position: bool = True,  # a learned bias for every head and offset
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        drop: float = 0.0,
+    ):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(
+                f"{heads} heads do not divide {dim} channels; choose a number of heads that does."
+            )
+        self.heads, self.kernel = heads, kernel or (windows.size | 1 if windows else 7)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim, bias=qkv_bias), nn.Linear(dim, dim)
+        table = torch.empty(heads, self.kernel**2)
+        self.position = nn.Parameter(table) if position else None
+        self.reset_parameters()
+        self.attn_drop, self.drop = nn.Dropout(attn_drop), nn.Dropout(drop)
+
+    def reset_parameters(self):
+        if self.position is not None:
+            trunc_normal_(self.position, std=0.02)
+
+    def weights(self, q, k):
+        "Weights (B, heads, K, H, W) of queries and keys (B, C, H, W), those of a place sum to one."
+        scores = window_dots(q * (q.shape[1] // self.heads) ** -0.5, k, self.kernel, self.heads)
+        if self.position is not None:
+            scores = scores + self.position[..., None, None]
+        inside = torch.stack(_neighbors(torch.ones_like(k[:1, :1]), self.kernel), 2)
+        return held(scores.masked_fill(inside == 0, -torch.inf).softmax(2))
+
+    def forward(self, x, grid):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        w = self.attn_drop(self.weights(to_image(q, grid), to_image(k, grid)))
+        y = window_sum(to_image(v, grid), w, self.kernel)
+        y = to_tokens(y, split_prefix(v, grid)[0] if grid.prefix else None)
+        self.report(x=v, y=y, grid=grid, weights=w.flatten(3))
+        return self.drop(self.proj(y))
+
+    def mixing(self, record, grad=None):
+        "What each neighbor's value brought, with the weights held fixed."
+        return sliding(record, record.weights, self.kernel, grad)
+
+# %% ../../nbs/papers/13_dwnet.ipynb #b1de5282
+@dataclass(eq=False)
+class InsideRecord(Record):
+    "What was reported `inside` the windows, each of which counts as an image there."
+
+    inside: Record = field(default=None, repr=False)
+
+
+class InWindows(TokenMixer):
+    "The mixer `conv` inside each window, as if nothing lay around it: (B, H·W, C) to the same."
+
+    record_type = InsideRecord
+
+    def __init__(self, conv: TokenMixer, windows: Windows):
+        super().__init__()
+        self.conv, self.windows = conv, FilledWindows(windows.size, windows.shift)
+
+    def cut(self, x, grid):
+        "Tokens in windows (B, windows, n, C), and the padded grid."
+        x, padded = self.windows.pad(x, grid)
+        return self.windows.split(x.unsqueeze(1), padded), padded
+
+    def forward(self, x, grid):
+        cut, padded = self.cut(x, grid)
+        each, inner = cut.flatten(0, 1), Grid(*self.windows.plan(grid)[0])
+        with nullcontext([None]) if self.recorder is None else capture(self.conv) as seen:
+            y = self.conv(each, inner).view(cut.shape)
+        y = self.windows.crop(self.windows.join(y, padded).squeeze(1), grid, padded)
+        self.report(x=x, y=y, grid=grid, inside=seen[0])
+        return y
+
+    def mixing(self, record, grad=None):
+        "The operator of each window's own mixer."
+        grad = None if grad is None else self.cut(grad, record.grid)[0].flatten(0, 1)
+        E = self.conv.mixing(record.inside, grad).dense()
+        return WindowMixing(E.unflatten(0, (len(record.x), -1)), self.windows, record.grid)
+
+# %% ../../nbs/papers/13_dwnet.ipynb #d506bacf
+class DepthwiseMixer(_OverTheGrid, nn.Module):
+    """PW, BN, ReLU, a convolution over the grid, BN, ReLU, PW, BN: tokens (B, N, C) to the same.
+
+    The kernel is as large as the host's windows, and odd; 7 in a host without windows. ValueError
+    for `windowed` in a host without windows. Source: section 3.
+    """
+
+    operator = DepthwiseConv
 
     def __init__(
         self,
@@ -266,15 +434,22 @@ class DepthwiseMixer(nn.Module):
         kernel: int = None,  # side in tokens; None: that of the windows
         norm: bool = True,  # False: no batch norm
         act: bool = True,  # False: no ReLU
+        windowed: bool = False,  # convolve inside the host's windows instead of sliding
     ):
         super().__init__()
+        if windowed and windows is None:
+            raise ValueError(
+                "windowed=True convolves inside the windows of the host, but this host has none; "
+                "leave it out, or take a host such as swin_t."
+            )
         kernel = kernel or (windows.size | 1 if windows else 7)
         self.act = act
         self.pw1, self.pw2 = (Pointwise(dim, dim, bias=False) for _ in range(2))
         self.bn1, self.bn2, self.bn3 = (
             TokenBatchNorm(dim) if norm else nn.Identity() for _ in range(3)
         )
-        self.conv = self.operator(dim, kernel)
+        conv = self.operator(dim, kernel)
+        self.conv = InWindows(conv, windows) if windowed else conv
 
     def forward(self, x, grid):
         x = self.bn1(self.pw1(x))
@@ -294,9 +469,9 @@ class InhomogeneousMixer(DepthwiseMixer):
     operator = InhomogeneousConv
 
 
-register_part('mixer', 'depthwise')(DepthwiseMixer)
-register_part('mixer', 'dynamic_depthwise')(DynamicMixer)
-register_part('mixer', 'i_dynamic_depthwise')(InhomogeneousMixer)
+_parts = dict(depthwise=DepthwiseMixer, dynamic_depthwise=DynamicMixer)
+for _name, _part in (_parts | dict(i_dynamic_depthwise=InhomogeneousMixer)).items():
+    register_part('mixer', _name)(_part)
 
 # %% ../../nbs/papers/13_dwnet.ipynb #498ffed9
 class DWNet(Swin):
