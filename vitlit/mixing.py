@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from .core import Grid, suggest, to_pair
+from .core import Grid, suggest
 
 # %% ../nbs/base/04_mixing.ipynb #b02715f1
 class Mixing:
@@ -66,7 +66,11 @@ class MatrixMixing(Mixing):
 def kernel_window(conv) -> dict:
     "Kernel size, stride, padding and dilation of a convolution, as pairs."
     names = 'kernel_size', 'stride', 'padding', 'dilation'
-    return {name: to_pair(getattr(conv, name)) for name in names}
+    return {name: _pair(getattr(conv, name)) for name in names}
+
+
+def _pair(n):
+    return (n, n) if isinstance(n, int) else tuple(n)
 
 
 def window_taps(image, kernel_size, stride, padding, dilation):
@@ -86,10 +90,10 @@ class SlidingMixing(Mixing):
     def __init__(self, E, grid_in, kernel, stride=1, padding=0, dilation=1):
         self.E, self.grid_in = E, tuple(grid_in)
         self.window = dict(
-            kernel_size=to_pair(kernel),
-            stride=to_pair(stride),
-            padding=to_pair(padding),
-            dilation=to_pair(dilation),
+            kernel_size=_pair(kernel),
+            stride=_pair(stride),
+            padding=_pair(padding),
+            dilation=_pair(dilation),
         )
 
     def apply(self, x):
