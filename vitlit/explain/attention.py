@@ -47,8 +47,9 @@ def attention(model, x, score):
         )
     walk = []
     for r in seen.recording:
-        if any(inside is last for inside in r.flat()):
-            walk.append(last)
+        inside = r.flat()
+        if any(one is last for one in inside):
+            walk += inside[: inside.index(last) + 1]  # and what made its keys out of the tokens
         elif not isinstance(r, ResidualRecord):
             walk.append(r)
     return _walk(seen, walk, seen.start(agnostic=True), 'rollout', class_agnostic=True)
