@@ -11,7 +11,15 @@ from vitlit.registry import create_model
 from vitlit.weights import load_official
 
 FAMILIES = ('pit', 'swat', 'swin', 'ista2', 'dwnet')
-OURS = {'ista2/swin_tiny': 'swin_t'}  # records that are not called after our model
+OURS = {  # records that are not called after our model
+    'ista2/swin_tiny': 'swin_t',
+    'ista2/pvt_v2_b0': 'pvtv2_b0',
+    'ista2/pvt_v2_b2': 'pvtv2_b2',
+    'ista2/swin_tiny_ista2': 'ista2_swin_t',
+    'ista2/pvt_v2_b0_ista2': 'ista2_pvtv2_b0',
+    'ista2/pvt_v2_b2_ista2': 'ista2_pvtv2_b2',
+    'ista2/cvt_13_ista2': 'ista2_cvt_13',
+}
 RECORDS = sorted(
     p.relative_to(records_path()).with_suffix('').as_posix()
     for family in FAMILIES

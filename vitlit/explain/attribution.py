@@ -7,6 +7,7 @@ __all__ = ['methods', 'interpolation_weights', 'sample', 'gather', 'Attribution'
            'find_method', 'explain', 'agreement']
 
 # %% ../../nbs/explain/41_attribution.ipynb #33e1d1e3
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 
@@ -327,12 +328,15 @@ def agreement(attribution: Attribution, model: nn.Module, x: Tensor) -> Tensor:
 
 # %% ../../nbs/explain/41_attribution.ipynb #1e27242a
 def _one_by_one(model, x, target, method, trained, options):
-    "`explain` for each image alone, joined."
+    "`explain` for each image alone, joined; what it took from the others is held fixed."
     same = target is None or callable(target) or torch.as_tensor(target).numel() == 1
-    parts = [
-        explain(model, x[i : i + 1], target if same else target[i], method, trained, **options)
-        for i in range(len(x))
-    ]
+    freeze = next((m.frozen for m in model.modules() if hasattr(m, 'frozen')), None)
+    fixed = [nullcontext() for _ in x] if freeze is None else freeze(model, x)
+    parts = []
+    for i, alone in enumerate(fixed):
+        asked = target if same else target[i]
+        with alone:
+            parts.append(explain(model, x[i : i + 1], asked, method, trained, **options))
 
     def join(values):
         first = values[0]
