@@ -64,7 +64,11 @@ class ConvProjection(TokenMixer):
     def unfit(host):
         "Why the model `host` cannot take it, or None."
         windows = any(getattr(m, 'windows', None) for m in host.modules())
-        return 'its windows are cut out of a grid that keys and values left.' if windows else None
+        return (
+            'its queries meet in windows, which a coarser grid of keys has not.'
+            if windows
+            else None
+        )
 
     def forward(self, x, grid):
         prefix, patches = split_prefix(x, grid)
@@ -75,9 +79,8 @@ class ConvProjection(TokenMixer):
             y = torch.cat((prefix, y), 1) if grid.prefix else y
             out.append(self.linear[name](y))
         self.report(x=x, y=y, grid=grid)  # the values, which come last
-        window = kernel_window(conv)
-        window.pop('dilation')
-        return *out, grid.resized(*Geometry.of_pixels(grid.size).conv(*window.values()).grid)
+        window = conv.kernel_size, conv.stride, conv.padding
+        return *out, grid.resized(*Geometry.of_pixels(grid.size).conv(*window).grid)
 
     def mixing(self, record, grad=None):
         """Row-normalized contributions of the tokens to the values; prefix tokens pass.
@@ -170,22 +173,24 @@ class CvTConfig:
         "Number of feature maps: one a stage."
         return len(self.depths)
 
+
+_meaning = dict(
+    background="a second token enters, whose scores are minus the class token's; never learned",
+    dims='width, per stage',
+    kernel='side of the convolutions in front of attention',
+    kv_stride='places between keys',
+)
+register_part('transition', 'conv_embed')(ConvEmbed)
+
 # %% ../../nbs/papers/10e_cvt.ipynb #d4b36a99
 class CvT(Backbone):
     """Stages of convolving attention behind overlapping embeddings, a late class token, norm, head.
 
     Images (B, in_chans, H, W) of any size to logits (B, num_classes); `forward_features` gives the
-    tokens (B, P + h·w, dims[-1]) of the last grid, with P = 1 (2 with `background`). Source:
-    section 3.
+    tokens (B, P + h·w, dims[-1]) of the last grid, P = 1 (2 with `background`). Source: section 3.
     """
 
-    make_norm = nn.LayerNorm
-    meaning = dict(
-        background="a second token enters, whose scores are minus the class token's; never learned",
-        dims='width, per stage',
-        kernel='side of the convolutions in front of attention',
-        kv_stride='places between keys',
-    )
+    make_norm, meaning = nn.LayerNorm, _meaning
 
     def __init__(
         self,
@@ -206,47 +211,38 @@ class CvT(Backbone):
         transition=ConvEmbed,
         attention: dict = None,
     ):
-        dims, width = cfg.dims, cfg.dims[0]
-        options = dict(
-            attn_drop_rate=('attn_drop', attn_drop_rate), proj_drop_rate=('drop', proj_drop_rate)
-        )
+        dims, roles = cfg.dims, ('bg', 'cls') if background else ('cls',)
+        options = dict(attn_drop_rate=('attn_drop', attn_drop_rate))
+        options['proj_drop_rate'] = 'drop', proj_drop_rate
         makers = dict(stem=stem, mixer=mixer, channel=channel, transition=transition)
         parts = Parts(attention, options, **makers)
         offer = dict(in_chans=in_chans, img_size=img_size, strict=False)
-        offer |= dict(dim=width, patch=7, stride=4, padding=2, norm=self.make_norm(width))
+        offer |= dict(dim=dims[0], patch=7, stride=4, padding=2, norm=self.make_norm(dims[0]))
         stem = parts.make('stem', **offer)
-        embed = TokenEmbed(width, stem.grid, position=False, drop=pos_drop_rate)
+        embed = TokenEmbed(dims[0], stem.grid, position=False, drop=pos_drop_rate)
         rates = [[0.0] * n for n in cfg.depths[:-1]]
         rates += drop_path_rates(drop_path_rate, cfg.depths[-1:])
-        block, entrance = partial(self.block, cfg, parts, background), (stem.grid, stem.geometry())
+        block, entrance = partial(self.block, cfg, parts, roles), (stem.grid, stem.geometry())
         stages = make_stages(block, parts, dims, rates, *entrance, heads=cfg.heads)
         parts.settle()
-        roles = ('bg', 'cls') if background else ('cls',)
         head = TokenHead(dims[-1], num_classes, roles, global_pool, drop_rate)
         super().__init__(stem, embed, stages, self.make_norm(dims[-1]), head)
 
-    def block(self, cfg, parts, background, place, drop_path):
-        "The block that stands at `place`; the first one of the last stage lets the tokens enter."
-        dim, last = place.dim, place.stage == len(cfg.dims) - 1
-        step = LateTokens(dim, background) if last and not place.block else None
-        if last:  # the place of the layers inside, behind the step
-            place = replace(place, grid=place.grid._replace(prefix=('bg', 'cls')[not background :]))
+    def block(self, cfg, parts, roles, place, drop_path):
+        "The block that stands at `place`; the tokens `roles` enter in front of the last stage's."
+        dim, step = place.dim, None
         offer = dict(heads=cfg.heads[place.stage], scale=dim**-0.5)
         offer['qkv'] = ConvProjection(dim, cfg.kernel, cfg.kv_stride)
-        if last and background:
-            offer['score'] = BackgroundRow()
+        if place.stage == len(cfg.dims) - 1:
+            step = None if place.block else LateTokens(dim, 'bg' in roles)
+            place = replace(place, grid=place.grid._replace(prefix=roles))  # behind the step
+            offer |= dict(score=BackgroundRow()) if 'bg' in roles else {}
         mixer = parts.make('mixer', place=place, **offer)
         mlp = parts.make('channel', place=place, ratio=cfg.mlp_ratio, act_layer=QuickGELU)
-        return Block(
-            step,
-            token_mixer=Residual(mixer, self.make_norm(dim), drop_path=drop_path),
-            channel_mixer=Residual(mlp, self.make_norm(dim), drop_path=drop_path),
-        )
+        mixer, mlp = (Residual(op, self.make_norm(dim), drop_path=drop_path) for op in (mixer, mlp))
+        return Block(step, token_mixer=mixer, channel_mixer=mlp)
 
     init_module = staticmethod(truncated_linear)
-
-
-register_part('transition', 'conv_embed')(ConvEmbed)
 
 # %% ../../nbs/papers/10e_cvt.ipynb #f331f7ac
 _block = (
