@@ -38,7 +38,7 @@ from ..registry import build_variant, Card, MICRO, register, register_part
 class QKVNorm(nn.Module):
     """A norm of its own for queries, keys and values (B, N, dim), over the channels of all heads.
 
-    RMSNorm without an `eps` adds the machine epsilon of the input's type. Source: code.
+    RMSNorm without an `eps` adds the input type's machine epsilon. Source: the released code.
     """
 
     def __init__(self, dim: int, qk_norm=True, v_norm=True, norm_layer=nn.RMSNorm):
@@ -169,6 +169,11 @@ def _gathered(refs):
 def _pool(v, options, bank, represented):
     "The `Pool` for values (B, heads, N, d), or None where there is no other image."
     if bank is not None:
+        if bank.shape[1] != v.shape[1] or bank.shape[3] != v.shape[3]:
+            raise ValueError(
+                f"The reference set has {bank.shape[1]} heads of {bank.shape[3]} channels, but the "
+                f"values have {v.shape[1]} of {v.shape[3]}; build one with this model."
+            )
         refs, there, first, last = bank.to(v), bank.shape[0] * bank.shape[2], None, None
     else:
         refs, first, last = represented(v), 0, None
@@ -294,7 +299,7 @@ class Alignment(nn.Module):
 
     Each token is drawn toward the `topk` references that agree most with it. With a reference set
     in `bank`, see `references`, it depends on its own image alone. ValueError for impossible
-    options, and for a topk larger than the number of references. Source: section 3 of ideas; code.
+    options, and for a topk larger than the number of references. Source: the released code.
     """
 
     traits = dict(batch_coupled=True)
@@ -414,8 +419,8 @@ class AlignedCvT(cvt.CvT):
 
 
 _norms = (r'\.attn\.ista2\.([qkv])_norm_layer\.', r'.token_mixer.op.norm.\1.')
-for cls in (AlignedPVT, AlignedSwin, AlignedCvT):
-    cls.name_rules = tuple(replace(r, names=(_norms, *r.names)) for r in cls.name_rules)
+for _host in (AlignedPVT, AlignedSwin, AlignedCvT):
+    _host.name_rules = tuple(replace(r, names=(_norms, *r.names)) for r in _host.name_rules)
 
 # %% ../../nbs/papers/15_ista2.ipynb #b14fb250
 def _card(name, host, params, macs, top1, *notes):
@@ -512,14 +517,16 @@ def aligned_layers(model: nn.Module) -> dict:
 @contextmanager
 def references(
     model: nn.Module,
-    bank,  # name of a layer -> (images, heads, j, d), as `build_references` gives it, or its file
+    bank,  # what `build_references` gave, or its file; None: the batch, as outside
 ):
     """Inside the block `model` aligns images with a fixed reference set, not with each other.
 
     ValueError for the set of another model.
     """
     layers = aligned_layers(model)
-    bank = load_references(bank) if isinstance(bank, (str, Path)) else bank or dict.fromkeys(layers)
+    if isinstance(bank, (str, Path)):
+        bank = load_references(bank)
+    bank = dict.fromkeys(layers) if bank is None else bank
     if bank.keys() != layers.keys():
         odd = sorted(bank.keys() ^ layers.keys())[:3]
         raise ValueError(
