@@ -427,11 +427,17 @@ def joined(outputs):
     return found
 
 
+def passing(out):
+    "Is an output a widget, or a progress bar that has removed itself?"
+    data = out.get('data', {})
+    return VIEW in data or ''.join(data.get('text/html', 'x')) == ''
+
+
 def tidy(nb):
-    "Fold plumbing, join prints, drop widgets and name the kernel of a notebook; returns it."
+    "Fold plumbing, join prints, drop what passes and name a notebook's kernel; returns it."
     for c in nb['cells']:
         if c['cell_type'] == 'code':
-            c['outputs'] = joined([o for o in c['outputs'] if VIEW not in o.get('data', {})])
+            c['outputs'] = joined([o for o in c['outputs'] if not passing(o)])
             if has(c, 'export', 'exporti', 'hide'):
                 c['metadata'].setdefault('jupyter', {}).setdefault('source_hidden', True)
     kernel = dict(display_name='python3', language='python', name='python3')

@@ -4,8 +4,8 @@ jupyter lab --config .ci/jupyter.py nbs/index.ipynb
 
 A page that is opened gets what its kernel says of itself, which JupyterLab would otherwise write
 into it at once and ask about on closing. A page that is saved loses what belongs to one run or to
-one machine: counts, the kernel's version, views of widgets. So opening, running and closing a page
-leaves `git status` clean.
+one machine: counts, the kernel's version, views of widgets, progress bars that removed themselves.
+So opening, running and closing a page leaves `git status` clean.
 """
 
 from ipykernel.ipkernel import IPythonKernel
@@ -14,6 +14,12 @@ from jupyter_server.services.contents.largefilemanager import AsyncLargeFileMana
 from nbdev.clean import clean_jupyter
 
 VIEW = 'application/vnd.jupyter.widget-view+json'
+
+
+def passing(out):
+    "Is an output a widget, or a progress bar that has removed itself?"
+    data = out.get('data', {})
+    return VIEW in data or ''.join(data.get('text/html', 'x')) == ''
 
 
 class PagesManager(AsyncLargeFileManager):
@@ -36,8 +42,7 @@ class PagesManager(AsyncLargeFileManager):
             model['content']['metadata'].pop('widgets', None)
             for cell in model['content']['cells']:
                 if 'outputs' in cell:
-                    views = [VIEW in o.get('data', {}) for o in cell['outputs']]
-                    cell['outputs'] = [o for o, v in zip(cell['outputs'], views) if not v]
+                    cell['outputs'] = [o for o in cell['outputs'] if not passing(o)]
 
 
 c = get_config()  # noqa: F821  Jupyter defines it for this file

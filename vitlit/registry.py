@@ -121,12 +121,16 @@ _data = dict(
         description="trained on scikit-learn's copy of UCI's handwritten digits, CC BY 4.0",
         input_size=(3, 32, 32),
     ),
+    cifar10=dict(
+        description='trained on the photographs of CIFAR-10 (A. Krizhevsky 2009), enlarged to '
+        '64×64 pixels; its authors state no license'
+    ),
 )
 
 
 def shipped(
     name: str,  # of the model
-    *tags: str,  # 'scenes', 'digits'
+    *tags: str,  # 'scenes', 'digits', 'cifar10'
     **facts: dict,  # further fields of PretrainedCfg, by tag
 ) -> dict:  # tag -> fields, as `Card.weights` takes it
     "Weights in `vitlit/shipped`, with their license and the data that they were trained on."

@@ -58,12 +58,14 @@ def test_nothing_changes(manager, page):
     assert written(manager, page) == before
 
 
-def test_widgets_leave_no_view(manager):
+def test_widgets_and_removed_bars_leave_nothing(manager):
     page = PAGES[0]
     before, content = written(manager, page), opened(manager, page)['content']
     cell = next(c for c in content['cells'] if c['cell_type'] == 'code' and c['source'])
     view = {'application/vnd.jupyter.widget-view+json': {'model_id': 'a'}, 'text/plain': 'a slider'}
-    cell['outputs'].append(dict(output_type='display_data', metadata={}, data=view))
+    bar = {'text/html': '', 'text/plain': '<IPython.core.display.HTML object>'}
+    for data in (view, bar):
+        cell['outputs'].append(dict(output_type='display_data', metadata={}, data=data))
     save(manager, page, content)
     assert written(manager, page) == before
 

@@ -470,7 +470,7 @@ variants |= dict(
         size_multiple=8,
         slots=('stem', 'mixer', 'channel', *attention_slots),
         traits=dict(stem=dict(size_multiple=8)),
-        weights=shipped('swat_vit_micro', 'scenes', 'digits'),
+        weights=shipped('swat_vit_micro', 'scenes', 'digits', 'cifar10'),
         default_tag='scenes',
         **MICRO,
     ),
