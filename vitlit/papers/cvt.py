@@ -111,11 +111,12 @@ class LateTokens(TokenMixer):
 
     no_decay = ('cls_token',)
 
-    def __init__(self, dim: int, background: bool = False):
+    def __init__(self, dim: int, background: bool = False, drop: float = 0.0):
         super().__init__()
         self.roles = ('bg', 'cls') if background else ('cls',)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.register_buffer('bg_token', torch.empty(1, 1, dim) if background else None)
+        self.drop = nn.Dropout(drop)
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -131,7 +132,7 @@ class LateTokens(TokenMixer):
         new = self.cls_token
         if self.bg_token is not None:
             new = torch.cat((self.bg_token, new), 1)
-        x = torch.cat((new.expand(x.shape[0], -1, -1), x), 1)
+        x = self.drop(torch.cat((new.expand(x.shape[0], -1, -1), x), 1))
         grid = self.set_input_size(grid)
         self.report(y=x, grid=grid)
         return x, grid
@@ -222,19 +223,19 @@ class CvT(Backbone):
         embed = TokenEmbed(dims[0], stem.grid, position=False, drop=pos_drop_rate)
         rates = [[0.0] * n for n in cfg.depths[:-1]]
         rates += drop_path_rates(drop_path_rate, cfg.depths[-1:])
-        block, entrance = partial(self.block, cfg, parts, roles), (stem.grid, stem.geometry())
-        stages = make_stages(block, parts, dims, rates, *entrance, heads=cfg.heads)
+        block = partial(self.block, cfg, parts, roles, pos_drop_rate)
+        stages = make_stages(block, parts, dims, rates, stem.grid, stem.geometry(), heads=cfg.heads)
         parts.settle()
         head = TokenHead(dims[-1], num_classes, roles, global_pool, drop_rate)
         super().__init__(stem, embed, stages, self.make_norm(dims[-1]), head)
 
-    def block(self, cfg, parts, roles, place, drop_path):
+    def block(self, cfg, parts, roles, drop, place, drop_path):
         "The block that stands at `place`; the tokens `roles` enter in front of the last stage's."
         dim, step = place.dim, None
         offer = dict(heads=cfg.heads[place.stage], scale=dim**-0.5)
         offer['qkv'] = ConvProjection(dim, cfg.kernel, cfg.kv_stride)
         if place.stage == len(cfg.dims) - 1:
-            step = None if place.block else LateTokens(dim, 'bg' in roles)
+            step = None if place.block else LateTokens(dim, 'bg' in roles, drop)
             place = replace(place, grid=place.grid._replace(prefix=roles))  # behind the step
             offer |= dict(score=BackgroundRow()) if 'bg' in roles else {}
         mixer = parts.make('mixer', place=place, **offer)
