@@ -329,7 +329,8 @@ class Alignment(nn.Module):
         self.register_buffer('bank', None, persistent=False)
 
     def forward(self, v, keys, real):
-        if self.bank is None and not self.training and not v.is_meta:  # without numbers: counting
+        counted = isinstance(v, Tensor) and v.is_meta  # without numbers, for its costs
+        if self.bank is None and not self.training and not counted:
             _remind()
         return align(v, tuple(keys), tuple(real), self.bank, tuple(self.options))
 

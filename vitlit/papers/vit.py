@@ -240,7 +240,7 @@ def vit_b32(pretrained: bool = False, **kwargs):
         **MICRO,
         slots=('stem', 'mixer', 'channel', *attention_slots),
         default_tag='digits',
-        weights=shipped('deit_micro', 'digits'),
+        weights=shipped('deit_micro', 'digits', 'cifar10'),
     ),
     ViT,
     variants['micro'],
