@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import nn
 
-from ..attention import Attention, attention_slots
+from ..attention import Attention, attention_slots, no_windows
 from ..backbone import Backbone, Block, Residual, TokenHead, truncated_linear
 from ..core import Geometry, split_prefix, to_image, to_tokens
 from vitlit.layers import (
@@ -48,7 +48,7 @@ class ConvProjection(TokenMixer):
     convolution and norm. Source: section 3.2.
     """
 
-    on_grid = True
+    on_grid, unfit = True, staticmethod(no_windows)
 
     def __init__(self, dim: int, kernel: int = 3, stride: int = 2, qkv_bias: bool = True):
         super().__init__()
@@ -59,16 +59,6 @@ class ConvProjection(TokenMixer):
         )
         self.norm = nn.ModuleDict({n: TokenBatchNorm(dim) for n in strides})
         self.linear = nn.ModuleDict({n: nn.Linear(dim, dim, bias=qkv_bias) for n in strides})
-
-    @staticmethod
-    def unfit(host):
-        "Why the model `host` cannot take it, or None."
-        windows = any(getattr(m, 'windows', None) for m in host.modules())
-        return (
-            'its queries meet in windows, which a coarser grid of keys has not.'
-            if windows
-            else None
-        )
 
     def forward(self, x, grid):
         prefix, patches = split_prefix(x, grid)
@@ -181,7 +171,6 @@ _meaning = dict(
     kernel='side of the convolutions in front of attention',
     kv_stride='places between keys',
 )
-register_part('transition', 'conv_embed')(ConvEmbed)
 
 # %% ../../nbs/papers/10e_cvt.ipynb #d4b36a99
 class CvT(Backbone):

@@ -418,6 +418,7 @@ class InWindows(TokenMixer):
         return WindowMixing(E.unflatten(0, (len(record.x), -1)), self.windows, record.grid)
 
 # %% ../../nbs/papers/13_dwnet.ipynb #d506bacf
+@register_part('mixer', 'depthwise')
 class DepthwiseMixer(_OverTheGrid, nn.Module):
     """PW, BN, ReLU, a convolution over the grid, BN, ReLU, PW, BN: tokens (B, N, C) to the same.
 
@@ -457,21 +458,18 @@ class DepthwiseMixer(_OverTheGrid, nn.Module):
         return self.bn3(self.pw2(F.relu(x) if self.act else x))
 
 
+@register_part('mixer', 'dynamic_depthwise')
 class DynamicMixer(DepthwiseMixer):
     "`DepthwiseMixer` with one predicted kernel for each image and channel."
 
     operator, traits = DynamicConv, dict(min_train_batch=2)
 
 
+@register_part('mixer', 'i_dynamic_depthwise')
 class InhomogeneousMixer(DepthwiseMixer):
     "`DepthwiseMixer` with predicted weights for each position and group of channels."
 
     operator = InhomogeneousConv
-
-
-_parts = dict(depthwise=DepthwiseMixer, dynamic_depthwise=DynamicMixer)
-for _name, _part in (_parts | dict(i_dynamic_depthwise=InhomogeneousMixer)).items():
-    register_part('mixer', _name)(_part)
 
 # %% ../../nbs/papers/13_dwnet.ipynb #498ffed9
 class DWNet(Swin):

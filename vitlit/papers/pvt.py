@@ -14,7 +14,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import nn
 
-from ..attention import Attention, attention_slots
+from ..attention import Attention, attention_slots, no_windows
 from ..backbone import Backbone, residual_block, SpatialHead, truncated_linear
 from ..core import split_prefix, to_image, to_tokens
 from ..layers import ConvEmbed, ConvMLP, drop_path_rates, PatchEmbed, TokenEmbed
@@ -86,17 +86,7 @@ def spatial_reduction(place) -> SpatialReduction:
     return SpatialReduction(place.dim, max(1, round(32 / min(place.geometry.stride))))
 
 
-def _no_windows(host):
-    "Why the model `host` cannot take it, or None."
-    windowed = any(getattr(m, 'windows', None) for m in host.modules())
-    return (
-        'its queries are cut into windows, which a coarser grid of keys has not.'
-        if windowed
-        else None
-    )
-
-
-spatial_reduction.unfit = _no_windows
+spatial_reduction.unfit = no_windows
 
 # %% ../../nbs/papers/10d_pvt.ipynb #0e917ce9
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import nn, Tensor
 from .. import layers
 from ..attention import Attention
 from ..core import Geometry, Grid, to_image, to_pair, to_tokens
-from ..layers import ConvMLP
+from ..layers import as_built, ConvMLP
 from ..mixing import ConvMixing, MatrixMixing, Record, TokenMixer
 from .mixer import FixedTokenMixer
 from .swin import PatchMerging
@@ -82,7 +82,7 @@ class StructuredEmbed(nn.Module):
         row, x = self.pos_embed, x.unflatten(1, (self.grid.h, -1))
         if row is not None:
             row = row.permute(0, 2, 3, 1).repeat(1, 1, self.grid.w, 1)
-        x = self.norm1(_placed_gelu(x, row, _as_built(self.proj, nn.Conv2d)).flatten(1, 2))
+        x = self.norm1(_placed_gelu(x, row, as_built(self.proj, nn.Conv2d)).flatten(1, 2))
         fine = self.conv(x.permute(0, 3, 1, 2))
         return self.norm2(_regrouped(fine, self.inner)), self.grid
 
@@ -98,17 +98,6 @@ def _fitting(size, m):
         f"An image of {size[0]}×{size[1]} pixels does not fit this model, whose sides must be "
         f"multiples of {m}; the nearest that works is {near}."
     )
-
-
-def _as_built(branch, kind):
-    "Whether `branch` computes what a plain `kind` does: not replaced, parametrized or hooked."
-    hooks = (
-        branch._forward_pre_hooks,  # pruning is one
-        branch._forward_hooks,
-        branch._backward_pre_hooks,
-        branch._backward_hooks,
-    )
-    return type(branch) is kind and 'forward' not in vars(branch) and not any(hooks)
 
 
 def _placed_gelu(x, row, own):
@@ -171,7 +160,7 @@ class StructuredLinear(nn.Module):
     def as_built(self):
         "Whether the branches are plain, so that one matrix does what calling them would do."
         branches = (self.linear, nn.Linear), (self.conv, nn.Conv2d)
-        return all(_as_built(branch, kind) for branch, kind in branches if branch is not None)
+        return all(as_built(branch, kind) for branch, kind in branches if branch is not None)
 
     def assemble(self):
         "Weight (out·C, C) and bias (out·C) of the one linear map, differentiable in both branches."
@@ -272,7 +261,7 @@ class StructuredTokenMLP(FixedTokenMixer):
         "Each hidden token (B, K, C) convolved with its own kernel, over each of its inner images."
         c, inner, K = self.channels, self.inner, self.conv.out_channels
         images = h.unflatten(2, (c, inner, inner))  # B K c inner inner
-        if not _as_built(self.conv, nn.Conv2d):
+        if not as_built(self.conv, nn.Conv2d):
             y = self.conv(images.transpose(1, 2).flatten(0, 1)).unflatten(0, (-1, c))
             return y.transpose(1, 2).flatten(2)
         w, b = (t.repeat_interleave(c, 0) for t in (self.conv.weight, self.conv.bias))
@@ -319,7 +308,7 @@ def _gate(h):
 
 def _over_tokens(linear, x):
     "A linear map over the axis of tokens (B, N, C); called if it does more than its weights say."
-    if _as_built(linear, nn.Linear):
+    if as_built(linear, nn.Linear):
         return linear.weight @ x + linear.bias[:, None]
     return linear(x.transpose(1, 2)).transpose(1, 2)
 
