@@ -263,13 +263,18 @@ def lint_code(cells):
             yield f'cell {i} is never run (eval: false); use a flag such as slow'
         if 'nbdev_export()' in code(c):
             yield f'cell {i} calls nbdev_export, which would rewrite the package during the tests'
-        if folded is None and has(c, 'export', 'exporti', 'hide'):
+        if folded is None and is_folded(c):
             yield f'cell {i} is plumbing and not folded (metadata: jupyter.source_hidden)'
         if has(c, 'slow', 'train') and not code(c).strip().startswith(SLOW):
             yield f'cell {i} would run with all others in JupyterLab; begin it with `{SLOW}`'
         n = len(code(c).strip().splitlines())
         if has(c, *EXPORT) and n > MAX_EXPORT:
             yield f'cell {i} exports {n} lines, more than {MAX_EXPORT}'
+
+
+def is_folded(c):
+    "Does a cell ask to be folded: plumbing, or what Quarto folds on the published page?"
+    return has(c, 'export', 'exporti', 'hide') or ['code-fold:', 'true'] in directives(c)
 
 
 def lint_outputs(cells):
@@ -438,7 +443,7 @@ def tidy(nb):
     for c in nb['cells']:
         if c['cell_type'] == 'code':
             c['outputs'] = joined([o for o in c['outputs'] if not passing(o)])
-            if has(c, 'export', 'exporti', 'hide'):
+            if is_folded(c):
                 c['metadata'].setdefault('jupyter', {}).setdefault('source_hidden', True)
     kernel = dict(display_name='python3', language='python', name='python3')
     nb['metadata'].setdefault('kernelspec', kernel)
