@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['normalize', 'stats_of', 'load_image', 'Labeled', 'Images', 'ImageDL', 'image_loaders', 'scenes', 'Jitter', 'digits',
-           'ImageFiles', 'folder']
+           'ImageFiles', 'folder', 'training_sample']
 
 # %% ../../nbs/train/21_data.ipynb #f00d37d2
 import inspect
@@ -573,3 +573,20 @@ def folder(
     dls = image_loaders(*sets, bs, data['mean'], data['std'], seed, tfms, device, num_workers)
     dls.bad = bad
     return dls
+
+# %% ../../nbs/train/21_data.ipynb #7729fa76
+def training_sample(
+    dls,  # `DataLoaders` of this page, or fastai's over items
+    n: int,  # how many at most
+    seed: int = 0,  # of the choice
+):  # a loader
+    "A loader of `n` training images, drawn at random, without augmentation."
+    images, rows = dls.train_ds, check_whole(n, 'n')
+    rows = sorted(random.Random(seed).sample(range(len(images)), min(n, len(images))))
+    if isinstance(images, Images):
+        return dls.valid.new(images.subset(rows))
+    if not hasattr(images, 'items') or not hasattr(dls, 'test_dl'):
+        kind = type(images).__name__
+        raise ValueError(f"Nobody knows how {kind} looks without augmentation; sample it yourself.")
+    items = [images.items[i] for i in rows]
+    return dls.valid.new(items) if isinstance(images, Labeled) else dls.test_dl(items)

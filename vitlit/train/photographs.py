@@ -21,6 +21,7 @@ from scipy.stats import t as student
 
 from ..core import atomic_path, environment
 from ..cost import count_parameters, multiply_adds
+from ..papers.ista2 import save_references
 from ..show import COLORS, page_axes, plot_lines, style, Table
 from .data import image_loaders, Images, Jitter, load_image
 from .learner import evaluate, vit_learner
@@ -127,7 +128,8 @@ def photo_study(
     n_train: int = 10_000,
     recipe='photo',
     size: int = 64,
-    ship=None,  # folder: keep seed 0 there as ARM.cifar10.safetensors in 16 bits, and judge that
+    ship=None,  # folder: keep seed 0 there as ARM.cifar10.safetensors in 16 bits, and judge that;
+    # what looks at its batch is judged with the ARM.cifar10.references.safetensors beside it
 ) -> dict:  # what the file holds now
     """Train each of `arms` from each of `seeds` on photographs, keep every result in `file`;
     ValueError if it was begun under another protocol."""
@@ -184,6 +186,8 @@ def _run(dls, arch, recipe, seed, weights=None):
         save_weights(learn.model, weights, torch.float16)
         load_official(learn.model, weights)
     result, rows = evaluate(learn), learn.recorder.values
+    if weights is not None and hasattr(learn, 'references'):
+        save_references(learn.references, weights.with_suffix('.references.safetensors'))
     run = dict(
         seed=seed,
         epochs=len(rows),

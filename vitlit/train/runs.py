@@ -493,7 +493,8 @@ def demo(
     small=False,  # a handful of images?
     bs: int = None,  # images a batch; None: what suits the data
     pretrained=False,  # start from trained weights?
-) -> Path:  # the folder, with report.html, model.safetensors, run.json and history.csv
+) -> Path:  # the folder, with report.html, model.safetensors, run.json and history.csv;
+    # of a model that looks at its batch also with references.safetensors
     "Train a model, explain it, and write a report."
     check_data(data)
     check_out(out, force)
@@ -551,6 +552,7 @@ def _learner(data, model, small, bs, pretrained, seed):
 def _run(learn, folder, model, data, known, epochs, quiet):
     "Train, look and report; returns the folder."
     from vitlit.core import atomic_path
+    from vitlit.papers.ista2 import save_references
     from vitlit.train.report import _epochs, facts, report_html, verdict
     from vitlit.weights import save_weights
 
@@ -558,6 +560,8 @@ def _run(learn, folder, model, data, known, epochs, quiet):
     print(f"Training {model} on {what}: {n:,} images, {_epochs(epochs)}", flush=True)
     seconds = _train(learn, epochs, quiet)
     save_weights(learn.model, folder / 'model.safetensors')
+    if hasattr(learn, 'references'):
+        save_references(learn.references, folder / 'references.safetensors')
     print(f"Trained for {seconds} s. Explaining validation images ...", flush=True)
     seen = _look(learn, data)
     print(' '.join(filter(None, (f"Accuracy {seen['result']}.", verdict(seen['result'])))))
