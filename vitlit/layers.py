@@ -38,7 +38,7 @@ class PatchEmbed(nn.Module):
         if not isinstance(in_chans, int) or isinstance(in_chans, bool) or in_chans < 1:
             raise ValueError(f"in_chans is {in_chans!r}, but must be a whole number of at least 1.")
         stride = stride or patch
-        self.in_chans = in_chans
+        self.in_chans, self.patch = in_chans, patch
         self.proj = nn.Conv2d(in_chans, dim, patch, stride, padding)
         self.norm = norm or nn.Identity()
         self.strict = strict
@@ -51,7 +51,7 @@ class PatchEmbed(nn.Module):
         if min(geometry.grid) < 1:
             raise ValueError(
                 f"img_size {img_size[0]}×{img_size[1]} is smaller than one "
-                f"{self.proj.kernel_size[0]}-pixel patch; give at least that many pixels per side."
+                f"{self.patch}-pixel patch; give at least that many pixels per side."
             )
         self.img_size, self.grid = img_size, Grid(*geometry.grid)
         return self.grid
@@ -66,7 +66,7 @@ class PatchEmbed(nn.Module):
         "The size of `image` (height, width); ValueError or TypeError for what it cannot take."
         fixed = self.strict or isinstance(image, Proxy)  # torch.fx traces for one size
         size = self.img_size if fixed else getattr(image, 'shape', ())[-2:]
-        check_image(image, self.proj.in_channels, size)
+        check_image(image, self.in_chans, size)
         return size
 
     def forward(self, image):
