@@ -575,7 +575,7 @@ def watch_alignment(model, images) -> list:
     token = _watched.set([])
     try:
         with torch.no_grad():
-            model.eval()(images.to(like))
+            model.eval()(images.as_subclass(Tensor).to(like))  # fastai's have methods of their own
         return _watched.get()
     finally:
         _watched.reset(token)

@@ -21,7 +21,7 @@ from ..explain.draw import show_map, show_maps
 from ..explain.perturbation import perturbation_test
 from ..show import axes_grid, figure_png, plot_lines, show_heat, show_image, style
 from .data import stats_of
-from .learner import evaluate
+from .learner import evaluate, fixed_references
 
 # %% ../../nbs/train/26_report.ipynb #110f35f7
 def _one_of_each(labels, predicted, n=10):
@@ -198,14 +198,15 @@ def look(
     x, y = (torch.cat(t).as_subclass(torch.Tensor) for t in zip(*[b[:2] for b in some]))
     mean, std = (torch.tensor(s, device=x.device).view(1, -1, 1, 1) for s in stats_of(learn.dls))
     seen = (x * std + mean).clamp(0, 1).cpu()
-    with torch.inference_mode():
-        probs = torch.cat([model(part).softmax(1) for part in x.split(valid.bs)])
-    try:
-        explain(model, x[:1], None, method)
-    except (ValueError, NotImplementedError):
-        method, n = 'integrated_gradients', min(n, 20)  # needs nothing, but takes its time
-    found = explain(model, x[:n], None, method)
-    test = perturbation_test(model, x[:n], found)
+    with fixed_references(learn):
+        with torch.inference_mode():
+            probs = torch.cat([model(part).softmax(1) for part in x.split(valid.bs)])
+        try:
+            explain(model, x[:1], None, method)
+        except (ValueError, NotImplementedError):
+            method, n = 'integrated_gradients', min(n, 20)  # needs nothing, but takes its time
+        found = explain(model, x[:n], None, method)
+        test = perturbation_test(model, x[:n], found)
     names, result = list(map(str, learn.dls.vocab)), evaluate(learn)
     told = dict(result=result, test=test, names=names, method=method)
     return told | dict(x=x, seen=seen, labels=y, probs=probs, found=found)
