@@ -11,13 +11,13 @@ import math
 import os
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import nn, Tensor
 
 from .core import atomic_path, models_for
@@ -115,6 +115,7 @@ class NameRules:
         default_factory=dict
     )  # new name -> the names joined along axis 1 to make it
     drop: tuple = ()  # patterns of names that the model derives by itself
+    prepare: Callable = None  # (checkpoint, model) -> checkpoint, in front of everything else
 
     def rename(self, name: str) -> str:
         "The model's name for `name`."
@@ -172,11 +173,14 @@ def convert(
 ) -> tuple:  # state dict in the model's names and shapes, Report
     """Translate a checkpoint for `model`; nothing is loaded yet.
 
-    ValueError for a tensor under two names. What has an unknown shape is left as it is.
+    ValueError for a tensor under two names, or from `prepare`. What has an unknown shape is left as
+    it is.
     """
     rules = (r for r in getattr(model, 'name_rules', ()) if r.fits(state))
     rules = next(rules, None) or own_names(state)
     report, out, state = Report(rules.source), {}, dict(state)
+    if rules.prepare is not None:
+        state = rules.prepare(state, model)
     for new, parts in rules.merge.items():
         joined = _try(torch.cat, [state[p] for p in parts if p in state], 1)
         if set(parts) <= state.keys() and joined is not None:
@@ -240,7 +244,7 @@ def resize_pos_embed(
             "build the model with the checkpoint's img_size, load, then call set_input_size."
         )
     h, w = embed.grid.size
-    new = resample_abs_pos_embed(pos_embed, [h, w], [side, side], embed.entries)
+    new = embed.resample(pos_embed, (side, side), (h, w))
     return new, f'{side}×{side} -> {h}×{w}'
 
 

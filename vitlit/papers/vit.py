@@ -94,13 +94,18 @@ class ViT(Backbone):
         stem = parts.make(
             'stem', dim=cfg.dim, patch=cfg.patch, in_chans=in_chans, img_size=img_size
         )
-        embed = TokenEmbed(cfg.dim, stem.grid, roles, entries=len(roles), drop=pos_drop_rate)
-        grid = stem.grid._replace(prefix=roles)
+        first = self.first_roles(cfg, roles)
+        embed = TokenEmbed(cfg.dim, stem.grid, first, entries=len(first), drop=pos_drop_rate)
+        grid = stem.grid._replace(prefix=first)
         block, rates = partial(self.block, cfg, parts), drop_path_rates(drop_path_rate, [cfg.depth])
         stages = make_stages(block, parts, [cfg.dim], rates, grid, stem.geometry())
         parts.settle()
         head = TokenHead(cfg.dim, num_classes, roles, global_pool, drop_rate)
         super().__init__(stem, embed, stages, self.make_norm(cfg.dim), head)
+
+    def first_roles(self, cfg, roles):
+        "Which of the prefix tokens `roles` stand in front of the first block: all."
+        return roles
 
     def block(self, cfg, parts, place, drop_path):
         "The block that stands at `place`."
