@@ -139,13 +139,15 @@ class TokenEmbed(TokenMixer):
             if p is not None:
                 trunc_normal_(p, std=0.02)
 
+    def resample(self, pos_embed, old, new):
+        "Positions (1, entries + h·w, C) of the grid `old` (h, w) as those of the grid `new`."
+        return resample_abs_pos_embed(pos_embed, list(new), list(old), self.entries)
+
     def set_input_size(self, grid):
         "Resize to another grid; the parameter keeps its device, dtype and whether it is trained."
         if self.pos_embed is not None and grid.size != self.grid.size:
             with torch.no_grad():
-                new = resample_abs_pos_embed(
-                    self.pos_embed, list(grid.size), list(self.grid.size), self.entries
-                )
+                new = self.resample(self.pos_embed, self.grid.size, grid.size)
             self.pos_embed = nn.Parameter(new, requires_grad=self.pos_embed.requires_grad)
         self.grid = grid._replace(prefix=())
         return grid._replace(prefix=grid.prefix + self.roles)
