@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['variants', 'offset_grid', 'OffsetScore', 'SpatialPrior', 'FusedPrior', 'PositionConv', 'SPViTConfig', 'SPDeiTConfig',
-           'check_class_at', 'late_class', 'SPViT', 'SPDeiT', 'priors_in', 'checkpoint_options', 'prepare',
+           'check_class_at', 'late_class', 'LateClass', 'SPViT', 'SPDeiT', 'priors_in', 'checkpoint_options', 'prepare',
            'official_rules', 'spvit_s', 'spvit_m', 'spvit_l', 'spdeit_ti', 'spdeit_s', 'spvit_micro']
 
 # %% ../../nbs/papers/14_spvit.ipynb #a6878bf5
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import nn, Tensor
 
-from ..backbone import Block, Residual, TokenHead
+from ..backbone import Block, Residual, take_indices
 from ..core import Grid, split_prefix
 from ..layers import grid_conv, offset_pairs
 from ..mixing import capture
@@ -115,7 +115,7 @@ class FusedPrior(OffsetScore):
         self.table_of(*grid.size)
 
     def table_of(self, h, w):
-        "The values (2h-1, 2w-1, heads) for a grid of h×w; ValueError for a larger one than its own."
+        "The values (2h-1, 2w-1, heads) for a grid of h×w; ValueError for one that is larger."
         H, W = (n // 2 + 1 for n in self.table.shape[:2])
         if h > H or w > W:
             raise ValueError(
@@ -184,7 +184,29 @@ def late_class(cfg, place):
     return step, replace(place, grid=place.grid._replace(prefix=('cls',))), {}
 
 # %% ../../nbs/papers/14_spvit.ipynb #ac5552fd
-class SPViT(lvvit.LVViT):
+class LateClass:
+    "A model whose class token enters late: what cutting blocks off has to know of it."
+
+    def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True):
+        """Cut off what lies behind the last of `indices`; returns them as non-negative numbers.
+
+        ValueError for an index that there is not, and for a head that would lose its class token.
+        """
+        _, last = take_indices(len(self.feature_info), indices)
+        entered = [b.step is not None for b in self.stages[0].blocks[: last + 1]]
+        absent = not (self.embed.roles or any(entered))
+        if absent and not prune_head:
+            raise ValueError(
+                f"Block {last} lies in front of the class token, which the head reads; leave "
+                "prune_head on."
+            )
+        take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if absent:
+            self.head.roles, self.head.num_prefix = (), 0
+        return take
+
+
+class SPViT(LateClass, lvvit.LVViT):
     """LV-ViT with priors, a class token that enters late, and a convolution behind every block.
 
     Images (B, in_chans, H, W) of any size to logits (B, num_classes); `forward_features` gives
@@ -221,7 +243,7 @@ class SPViT(lvvit.LVViT):
         return Block(step, **sublayers, position=Residual(PositionConv(place.dim)))
 
 
-class SPDeiT(vit.ViT):
+class SPDeiT(LateClass, vit.ViT):
     """DeiT with priors in the blocks before its class token, which enters late.
 
     Images (B, in_chans, H, W) of any size to logits (B, num_classes); `forward_features` gives
