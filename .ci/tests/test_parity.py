@@ -6,11 +6,13 @@ all records, those of base and 384-pixel models included.
 
 import pytest
 
+from vitlit.layers import PatchEmbed
 from vitlit.records import check_record, load_record, records_path
 from vitlit.registry import create_model
 from vitlit.weights import load_official
 
-FAMILIES = ('pit', 'swat', 'swin', 'ista2', 'dwnet')
+FAMILIES = ('pit', 'swat', 'swin', 'ista2', 'dwnet', 'lvvit')
+ON_THE_PAGE = ('lvvit/lvvit_s_224_train', 'lvvit/lvvit_order_tiny')  # with outputs of other kinds
 OURS = {  # records that are not called after our model
     'ista2/swin_tiny': 'swin_t',
     'ista2/pvt_v2_b0': 'pvtv2_b0',
@@ -19,12 +21,24 @@ OURS = {  # records that are not called after our model
     'ista2/pvt_v2_b0_ista2': 'ista2_pvtv2_b0',
     'ista2/pvt_v2_b2_ista2': 'ista2_pvtv2_b2',
     'ista2/cvt_13_ista2': 'ista2_cvt_13',
+    'lvvit/lvvit_lvvit_224': 'lvvit_s',
+    'lvvit/lvvit_vit_224': 'lvvit_s',
+}
+OURS |= {
+    f'lvvit/lvvit_{size}_{side}': f'lvvit_{size}'
+    for size, sides in dict(t=[224], s=[224, 384], m=[224, 384, 448], l=[224, 448, 512]).items()
+    for side in sides
+}
+OPTIONS = {
+    'lvvit/lvvit_lvvit_224': dict(token_head=False),
+    'lvvit/lvvit_vit_224': dict(token_head=False, stem=PatchEmbed, skip_lam=1.0),
 }
 RECORDS = sorted(
     p.relative_to(records_path()).with_suffix('').as_posix()
     for family in FAMILIES
     for p in (records_path() / family).glob('*.json')
 )
+RECORDS = [record for record in RECORDS if record not in ON_THE_PAGE]
 
 
 @pytest.mark.parametrize('record', RECORDS)
@@ -35,7 +49,7 @@ def test_parity(record):
     first = 'train_logits' if training else 'logits'
 
     def run(state, x):
-        options = dict(img_size=reference['size'])
+        options = dict(img_size=reference['size'], **OPTIONS.get(record, {}))
         if name.endswith('_d4'):
             options['depths'] = (2, 2, 4, 2)
         model = create_model(name.removesuffix('_d4'), **options).double().train(training)
