@@ -103,7 +103,7 @@ class SpatialPrior(OffsetScore):
             )
         return FusedPrior(self.table_of(*self.grid.size).clone())
 
-
+# %% ../../nbs/papers/14_spvit.ipynb #adce1869
 class FusedPrior(OffsetScore):
     "A `SpatialPrior` whose values (2h-1, 2w-1, heads) are constants, for grids up to h×w."
 
@@ -205,7 +205,7 @@ class LateClass:
             self.head.roles, self.head.num_prefix = (), 0
         return take
 
-
+# %% ../../nbs/papers/14_spvit.ipynb #87f36f8b
 class SPViT(LateClass, lvvit.LVViT):
     """LV-ViT with priors, a class token that enters late, and a convolution behind every block.
 
@@ -242,7 +242,7 @@ class SPViT(LateClass, lvvit.LVViT):
         sublayers = self.sublayers(cfg, parts, place, drop_path, **offer)
         return Block(step, **sublayers, position=Residual(PositionConv(place.dim)))
 
-
+# %% ../../nbs/papers/14_spvit.ipynb #d62b5826
 class SPDeiT(LateClass, vit.ViT):
     """DeiT with priors in the blocks before its class token, which enters late.
 

@@ -82,18 +82,14 @@ class ViT(Backbone):
         attention: dict = None,
     ):
         if distilled and not class_token:
-            raise ValueError(
-                "distilled=True needs a class token beside the distillation token, but class_token "
-                "is False; leave class_token on, or distilled off."
-            )
+            raise ValueError("distilled=True needs class_token, which is False; set both alike.")
         roles = ('cls', 'dist') if distilled else ('cls',) if class_token else ()
         options = dict(
             attn_drop_rate=('attn_drop', attn_drop_rate), proj_drop_rate=('drop', proj_drop_rate)
         )
         parts = Parts(attention, options, stem=stem, mixer=mixer, channel=channel)
-        stem = parts.make(
-            'stem', dim=cfg.dim, patch=cfg.patch, in_chans=in_chans, img_size=img_size
-        )
+        size = dict(in_chans=in_chans, img_size=img_size)
+        stem = parts.make('stem', dim=cfg.dim, patch=cfg.patch, **size)
         first = self.first_roles(cfg, roles)
         embed = TokenEmbed(cfg.dim, stem.grid, first, entries=len(first), drop=pos_drop_rate)
         grid = stem.grid._replace(prefix=first)
