@@ -93,7 +93,7 @@ def mix_box(u: Tensor, grid: Grid) -> Tensor:
 class MixToken(nn.Module):
     """In training, tokens (B, h·w, C) in a box come from the batch in reverse.
 
-    The box is drawn anew each time, unless a `box` is given. Source: LV-ViT section 3.3.
+    The box is drawn anew each time, unless a `box` is given. Source: LV-ViT's code.
     """
 
     mixes_tokens = False  # in evaluation mode, in which `vitlit.explain` looks
@@ -252,10 +252,10 @@ class LVViT(DenseOutputs, Backbone):
     """Convolving stem, class token, one stage of attention with divided branches, norm, two heads.
 
     Images (B, in_chans, H, W) to logits (B, num_classes); tokens are (B, 1 + H·W/patch², dim).
-    Source: LV-ViT section 3.
+    Source: LV-ViT's paper and code.
     """
 
-    make_norm, meaning = nn.LayerNorm, _meaning
+    make_norm, meaning, init_module = nn.LayerNorm, _meaning, staticmethod(truncated_linear)
 
     def __init__(
         self,
@@ -284,9 +284,9 @@ class LVViT(DenseOutputs, Backbone):
         stem = parts.make('stem', dim=cfg.dim, patch=cfg.patch, **offer)
         roles = self.first_roles(cfg)
         embed = ReleasedEmbed(cfg.dim, stem.grid, roles, entries=len(roles), drop=pos_drop_rate)
-        grid = stem.grid._replace(prefix=roles)
         block, rates = partial(self.block, cfg, parts), drop_path_rates(drop_path_rate, [cfg.depth])
-        stages = make_stages(block, parts, [cfg.dim], rates, grid, stem.geometry())
+        entrance = stem.grid._replace(prefix=roles), stem.geometry()
+        stages = make_stages(block, parts, [cfg.dim], rates, *entrance)
         parts.settle()
         head = partial(DenseHead, token_weight=token_weight) if token_head else TokenHead
         head = head(cfg.dim, num_classes, ('cls',), global_pool, drop_rate)
@@ -308,8 +308,6 @@ class LVViT(DenseOutputs, Backbone):
     def block(self, cfg, parts, place, drop_path):
         "The block that stands at `place`."
         return Block(**self.sublayers(cfg, parts, place, drop_path))
-
-    init_module = staticmethod(truncated_linear)
 
 # %% ../../nbs/papers/10f_lvvit.ipynb #5a0acdcd
 official_names = (
@@ -386,7 +384,7 @@ _l = {
     512: '1.0/lvvit_l-150M-512-86.4.pth.tar',
 }
 _note_l = (
-    "Published for 448 pixels; at 224 it has 150,021,968 parameters and 34.57 G multiply-adds."
+    "Published for 448 pixels; at 224 it has 150,021,968 parameters and 34.64 G multiply-adds."
 )
 
 
