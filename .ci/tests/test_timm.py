@@ -22,7 +22,7 @@ from timm.models._pretrained import PretrainedCfg
 from vitlit.registry import create_model, list_models, model_info
 
 FULL = ('pit_micro', 'deit_micro', 'pit_ti_distilled', 'swat_swin_micro', 'ista2_swin_micro')
-FULL += ('lvvit_micro',)
+FULL += ('lvvit_micro', 'spvit_micro')
 FUNCTIONS = (
     ('test_model_forward', 1),
     ('test_model_backward', 2),
