@@ -52,7 +52,7 @@ class OffsetScore(nn.Module):
         prior, P = offset_pairs(self.table_of(*grid.size), *grid.size), grid.num_prefix
         return scores * (F.pad(prior, (P, 0, P, 0), value=1.0) if P else prior)
 
-
+# %% ../../nbs/papers/14_spvit.ipynb #497e5dad
 @register_part('score', 'spatial_prior')
 class SpatialPrior(OffsetScore):
     """Scores times a perceptron of the offset between query and key, one a head.
