@@ -63,6 +63,11 @@ class SpatialPrior(OffsetScore):
 
     def __init__(self, dim: int, heads: int, grid: Grid = None):
         super().__init__()
+        if dim % heads:
+            raise ValueError(
+                f"{heads} heads do not divide the {dim} units of a prior; choose a number of heads "
+                "that does."
+            )
         self.heads, self.grid = heads, grid
         self.w1 = nn.Linear(2, dim)
         self.w2 = nn.Parameter(torch.empty(dim, 1))
@@ -300,13 +305,13 @@ def prepare(state: dict, model: nn.Module) -> dict:
     One without any prior, as released for SP-ViT-L, gets priors of 1. ValueError where its priors
     are in other blocks than the model's.
     """
-    out = {name: t for name, t in state.items() if not re.search(r'\.attn\.(qk|v)\.', name)}
-    for name in state.keys() - out.keys():
-        qk, v = (state.get(re.sub(r'\.(qk|v)\.', f'.{part}.', name)) for part in ('qk', 'v'))
-        joins = qk is not None and v is not None and qk.shape[1:] == v.shape[1:]
-        out[re.sub(r'\.(qk|v)\.', '.qkv.', name) if joins else name] = (
-            torch.cat((qk, v)) if joins else state[name]
-        )
+    out = dict(state)
+    for name in [n for n in state if '.attn.qk.' in n]:
+        v, new = (name.replace('.qk.', f'.{part}.') for part in ('v', 'qkv'))
+        joined = _joined(state[name], state.get(v))
+        if joined is not None and new not in state:
+            del out[name], out[v]
+            out[new] = joined
     scores = [getattr(b.token_mixer.op, 'score', None) for b in model.stages[0].blocks]
     own = {i: score for i, score in enumerate(scores) if isinstance(score, SpatialPrior)}
     found = priors_in(state)
@@ -321,6 +326,14 @@ def prepare(state: dict, model: nn.Module) -> dict:
         out[f'blocks.{i}.attn.w2'] = torch.zeros_like(score.w2)
         out[f'blocks.{i}.attn.b2'] = torch.ones_like(score.b2)
     return out
+
+
+def _joined(*parts):
+    "Tensors one behind the other, or None for what cannot be joined."
+    try:
+        return torch.cat(parts)
+    except (RuntimeError, TypeError):
+        return None
 
 
 def official_rules(cfg: SPViTConfig) -> NameRules:
