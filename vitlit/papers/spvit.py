@@ -335,7 +335,7 @@ def _joined(*parts):
     except (RuntimeError, TypeError):
         return None
 
-
+# %% ../../nbs/papers/14_spvit.ipynb #a8eba52b
 def official_rules(cfg: SPViTConfig) -> NameRules:
     "The names of the released code, for a class token that enters where `cfg` says."
     step = f'stages.0.blocks.{cfg.class_at}.step.cls_token'
