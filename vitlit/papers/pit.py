@@ -294,7 +294,7 @@ def pit_b_distilled(pretrained: bool = False, **kwargs):
         **MICRO,
         slots=('mixer', 'channel', 'transition', *attention_slots),
         default_tag='scenes',
-        weights=shipped('pit_micro', 'scenes', 'digits'),
+        weights=shipped('pit_micro', 'scenes', 'digits', 'cifar10'),
     ),
     PiT,
     variants['micro'],
