@@ -25,6 +25,7 @@ from torch import nn
 from .. import models
 from ..core import atomic_path, check_whole, environment, seeded, suggest
 from ..papers.ista2 import build_references, references
+from .callbacks import AveragedAccuracy, Mix, SoftCrossEntropy, WeightAverage
 from .data import training_sample
 from .recipes import get_recipe, Recipe
 
@@ -40,7 +41,6 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.transforms import Normalize, get_c
 from fastai.learner import Learner, Metric
-from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import even_mults, patch
@@ -261,11 +261,25 @@ def _looks_at_batch(model):
 # %% ../../nbs/train/25_learner.ipynb #98e74309
 def _left_out(recipe):
     "A sentence about what `recipe` contains and `vit_learner` leaves to others."
-    names = dict(mixup='mixup', cutmix='cutmix', ema='average of weights')
-    names['repeated_augmentation'] = 'repeated augmentation'
-    parts = ', '.join(name for k, name in names.items() if getattr(recipe, k))
-    remedy = 'which vit_learner does not apply; add callbacks for them'
-    return f"The recipe {recipe.name!r} also has {parts}, {remedy}." if parts else ''
+    if not recipe.repeated_augmentation:
+        return ''
+    remedy = 'which vit_learner does not apply; give it a loader that repeats images'
+    return f"The recipe {recipe.name!r} also has repeated augmentation, {remedy}."
+
+
+def _of_recipe(recipe, n_out):
+    "Callbacks and metrics that carry out `recipe`, for `n_out` classes."
+    cbs, metrics = L(), L()
+    if recipe.clip:
+        cbs.append(GradientClip(recipe.clip))
+    if recipe.mixup or recipe.cutmix:
+        rates = dict(prob=recipe.mix_prob, switch_prob=recipe.switch_prob)
+        rates |= dict(smoothing=recipe.label_smoothing)
+        cbs.append(Mix(n_out, recipe.mixup, recipe.cutmix, **rates))
+    if recipe.ema:
+        cbs.append(WeightAverage(recipe.ema))
+        metrics.append(AveragedAccuracy(cbs[-1]))
+    return cbs, metrics
 
 
 def _on_gpu(dls):
@@ -329,7 +343,8 @@ def vit_learner(
     n_out: int = None,  # classes; None: what the data say
     log_dir=None,  # folder for history.csv and run.json
     seed: int = None,  # of the new weights and the training; None: the recipe's
-    loss_func=None,  # None: cross-entropy with the recipe's label smoothing
+    loss_func=None,  # None: cross-entropy with the recipe's label smoothing; if the recipe mixes
+    # images, one of your own gets probabilities (B, K) as targets
     metrics=accuracy,
     cbs=None,  # more callbacks
     path=None,  # fastai's folder for its own models
@@ -349,11 +364,12 @@ def vit_learner(
     own = L(MarkTrained(), FiniteLoss())
     if _looks_at_batch(model):
         own.append(FixedReferences(_bs(dls)))
-    if recipe.clip:
-        own.append(GradientClip(recipe.clip))
+    cbs_of_recipe, more_metrics = _of_recipe(recipe, n_out)
+    own += cbs_of_recipe
     if recipe.amp and _on_gpu(dls):
         own.append(MixedPrecision())
-    loss_func = loss_func or CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing)
+    loss_func = loss_func or SoftCrossEntropy(label_smoothing=recipe.label_smoothing)
+    metrics = L(metrics) + more_metrics
     options = dict(splitter=decay_groups, cbs=own + L(cbs), metrics=metrics, path=path)
     opt = partial(recipe_optim, recipe=recipe)
     learn = Learner(dls, model, loss_func, opt, lr=recipe.lr, **options)

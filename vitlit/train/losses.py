@@ -63,7 +63,7 @@ def class_target(target: Tensor, ground_truth: bool = False) -> Tensor:
     share = torch.where(agree, 0.5, 0.9).to(whole)
     return share * whole + (1 - share) * truth
 
-
+# %% ../../nbs/train/23a_losses.ipynb #02512532
 class TokenLabelLoss(nn.Module):
     """Cross-entropy of images and of their tokens. Source: *All Tokens Matter*, section 3.2.
 

@@ -286,7 +286,7 @@ def named_classes(
     classes = torch.nn.utils.rnn.pad_sequence(named, True, -1)  # B L
     flat = label.classes.flatten(1)
     big = classes.masked_fill(classes < 0, torch.iinfo(torch.long).max)
-    slot = torch.searchsorted(big, flat).view_as(label.classes)
+    slot = torch.searchsorted(big, flat.contiguous()).view_as(label.classes)
     shape = (*classes.shape, *label.size)
     return classes, label.values.new_zeros(shape).scatter_(1, slot, label.values)
 
