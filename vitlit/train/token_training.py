@@ -266,7 +266,7 @@ class TokenLabels(Callback):
         if head not in ('own', 'shared'):
             raise ValueError(f"head is {head!r}, but must be 'own' or 'shared'.")
         self.kind, self.mix_token, self.smoothing = head, mix_token, smoothing
-        self.token_loss, self.head = TokenLabelLoss(**loss), None
+        self.token_loss, self.token_head = TokenLabelLoss(**loss), None
 
     def after_create(self):
         model, self.dense = self.learn.model, hasattr(self.learn.model, 'forward_dense')
@@ -278,16 +278,22 @@ class TokenLabels(Callback):
         self.dense = self.dense and hasattr(model.head, 'of_tokens')
         if self.kind == 'own' and not self.dense:
             device = next(model.parameters()).device
-            self.head = nn.Linear(model.num_features, model.num_classes).to(device)
-            nn.init.trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
-            self.learn.splitter = partial(_with_head, splitter=self.learn.splitter, head=self.head)
+            self.token_head = nn.Linear(model.num_features, model.num_classes).to(device)
+            nn.init.trunc_normal_(self.token_head.weight, std=0.02)
+            nn.init.zeros_(self.token_head.bias)
+            self.learn.splitter = partial(
+                _with_head, splitter=self.learn.splitter, head=self.token_head
+            )
 
     def before_train(self):
         self.inner, self.plain = self.learn.model, self.learn.loss_func
         if self.dense:
             self.inner.set_dense_training(True, self.mix_token)
-        head = None if self.head is None else self.head.to(next(self.inner.parameters()).device)
+        head = (
+            None
+            if self.token_head is None
+            else self.token_head.to(next(self.inner.parameters()).device)
+        )
         self.learn.model = Tokens(self.inner, head)
         self.learn.loss_func = self.loss_of
 
