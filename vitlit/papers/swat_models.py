@@ -491,7 +491,9 @@ def swat_vit_micro(pretrained: bool = False, **kwargs):
         pool_size=(4, 4),
         slots=_slots,
         traits=dict(stem=dict(size_multiple=4), transition=dict(size_multiple=16)),
-        weights=shipped('swat_swin_micro', 'scenes', 'digits', digits=dict(pool_size=(2, 2))),
+        weights=shipped(
+            'swat_swin_micro', 'scenes', 'digits', 'cifar10', digits=dict(pool_size=(2, 2))
+        ),
         default_tag='scenes',
         **MICRO,
     ),
