@@ -383,9 +383,7 @@ _l = {
     448: '1.0/lvvit_l-150M-448-86.2.pth.tar',
     512: '1.0/lvvit_l-150M-512-86.4.pth.tar',
 }
-_note_l = (
-    "Published for 448 pixels; at 224 it has 150,021,968 parameters and 34.64 G multiply-adds."
-)
+_note_l = 'Published for 448 pixels: 150.47 M parameters, 157.00 G multiply-adds, and the top-1.'
 
 
 @register(_card('t', '8.53', '2.87', '79.1', 0.9, _t), LVViT, variants['t'])
@@ -403,7 +401,7 @@ def lvvit_m(pretrained: bool = False, **kwargs):
     return build_variant(LVViT, lvvit_m.card, variants['m'], pretrained, **kwargs)
 
 
-@register(_card('l', '150.47', '157.00', '86.2', 1.0, _l, (_note_l,)), LVViT, variants['l'])
+@register(_card('l', '', '', '86.2', 1.0, _l, (_note_l,)), LVViT, variants['l'])
 def lvvit_l(pretrained: bool = False, **kwargs):
     return build_variant(LVViT, lvvit_l.card, variants['l'], pretrained, **kwargs)
 
