@@ -23,6 +23,8 @@ from vitlit.weights import load_official
 RECORDS = sorted(
     p.stem for p in (records_path() / 'spvit').glob('spvit_*.json') if not p.stem.endswith('train')
 )
+if os.environ.get('VITLIT_LARGE') != '1':
+    RECORDS = [name for name in RECORDS if name not in ('spvit_m_384', 'spvit_l_384')]
 SMALL = SPViTConfig(384, 16, 6, class_at=10)  # what the released main.py makes of its other names
 OTHERS = dict(
     spvit_s_224_local0=(replace(variants['s'], class_at=0), {}),
