@@ -2,8 +2,10 @@
 
 The released code has maps *qk* and *v* of its own where ours has *qkv*; both are put together out
 of the record's tensors here, so that each of them has the gradient that was recorded.
+Records that need more memory than two processes share run in the lane `parity` (VITLIT_LARGE=1).
 """
 
+import os
 import re
 from dataclasses import replace
 
