@@ -94,13 +94,15 @@ def residual_block(
     norm,  # () -> a new norm
     drop_path: float = 0.0,  # probability of stochastic depth, of each sub-layer
     scale=1.0,  # of both branches, as in `Residual`
+    **more,  # for `Block`: a step in front, sub-layers behind
 ) -> Block:
     "Both mixers in residual sub-layers with pre-norm: the usual block of a transformer."
 
     def residual(op):
         return Residual(op, norm(), scale, drop_path)
 
-    return Block(token_mixer=residual(token_mixer), channel_mixer=residual(channel_mixer))
+    mixers = dict(token_mixer=residual(token_mixer), channel_mixer=residual(channel_mixer))
+    return Block(**mixers, **more)
 
 # %% ../nbs/base/06_backbone.ipynb #9874ddab
 class Stage(nn.Module):

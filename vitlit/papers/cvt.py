@@ -16,7 +16,7 @@ from timm.layers import trunc_normal_
 from torch import nn
 
 from ..attention import Attention, attention_slots, no_windows
-from ..backbone import Backbone, Block, Residual, TokenHead, truncated_linear
+from ..backbone import Backbone, residual_block, TokenHead, truncated_linear
 from ..core import Geometry, split_prefix, to_image, to_tokens
 from vitlit.layers import (
     ChannelMLP,
@@ -229,8 +229,7 @@ class CvT(Backbone):
             offer |= dict(score=BackgroundRow()) if 'bg' in roles else {}
         mixer = parts.make('mixer', place=place, **offer)
         mlp = parts.make('channel', place=place, ratio=cfg.mlp_ratio, act_layer=QuickGELU)
-        mixer, mlp = (Residual(op, self.make_norm(dim), drop_path=drop_path) for op in (mixer, mlp))
-        return Block(step, token_mixer=mixer, channel_mixer=mlp)
+        return residual_block(mixer, mlp, partial(self.make_norm, dim), drop_path, step=step)
 
     init_module = staticmethod(truncated_linear)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 
 from ..attention import Attention, attention_slots
-from ..backbone import Backbone, Block, Residual, TokenHead, truncated_linear
+from ..backbone import Backbone, residual_block, TokenHead, truncated_linear
 from ..core import Geometry, Grid, to_tokens
 from ..layers import ChannelMLP, drop_path_rates, PatchEmbed, TokenEmbed
 from .vit import ViTConfig
@@ -282,32 +282,27 @@ class LVViT(DenseOutputs, Backbone):
         parts = Parts(attention, options, stem=stem, mixer=mixer, channel=channel)
         offer = dict(in_chans=in_chans, img_size=img_size, stem_width=cfg.stem_width)
         stem = parts.make('stem', dim=cfg.dim, patch=cfg.patch, **offer)
-        roles = self.first_roles(cfg)
-        embed = ReleasedEmbed(cfg.dim, stem.grid, roles, entries=len(roles), drop=pos_drop_rate)
+        first = self.first_roles(cfg, ('cls',))
+        embed = ReleasedEmbed(cfg.dim, stem.grid, first, entries=len(first), drop=pos_drop_rate)
         block, rates = partial(self.block, cfg, parts), drop_path_rates(drop_path_rate, [cfg.depth])
-        entrance = stem.grid._replace(prefix=roles), stem.geometry()
+        entrance = stem.grid._replace(prefix=first), stem.geometry()
         stages = make_stages(block, parts, [cfg.dim], rates, *entrance)
         parts.settle()
         head = partial(DenseHead, token_weight=token_weight) if token_head else TokenHead
         head = head(cfg.dim, num_classes, ('cls',), global_pool, drop_rate)
         super().__init__(stem, embed, stages, self.make_norm(cfg.dim), head)
 
-    def first_roles(self, cfg):
-        "Roles of the prefix tokens in front of the first block."
-        return ('cls',)
+    def first_roles(self, cfg, roles):
+        "Which of the prefix tokens `roles` stand in front of the first block: all."
+        return roles
 
-    def sublayers(self, cfg, parts, place, drop_path, **offer) -> dict:
-        "The residual sub-layers of the block at `place`; the mixer is offered `offer` too."
-        ops = dict(
-            token_mixer=parts.make('mixer', place=place, heads=cfg.heads, qkv_bias=False, **offer),
-            channel_mixer=parts.make('channel', place=place, ratio=cfg.mlp_ratio),
-        )
+    def block(self, cfg, parts, place, drop_path, offer=None, **more):
+        "The block at `place`; the mixer is offered `offer` too, the block has `more`."
+        offer = dict(heads=cfg.heads, qkv_bias=False) | (offer or {})
+        attention = parts.make('mixer', place=place, **offer)
+        mlp = parts.make('channel', place=place, ratio=cfg.mlp_ratio)
         norm, scale = partial(self.make_norm, place.dim), 1 / cfg.skip_lam
-        return {name: Residual(op, norm(), scale, drop_path) for name, op in ops.items()}
-
-    def block(self, cfg, parts, place, drop_path):
-        "The block that stands at `place`."
-        return Block(**self.sublayers(cfg, parts, place, drop_path))
+        return residual_block(attention, mlp, norm, drop_path, scale, **more)
 
 # %% ../../nbs/papers/10f_lvvit.ipynb #5a0acdcd
 official_names = (

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['variants', 'offset_grid', 'OffsetScore', 'SpatialPrior', 'FusedPrior', 'PositionConv', 'SPViTConfig', 'SPDeiTConfig',
-           'check_class_at', 'late_class', 'LateClass', 'SPViT', 'SPDeiT', 'priors_in', 'checkpoint_options', 'prepare',
+           'check_class_at', 'LateClass', 'SPViT', 'SPDeiT', 'priors_in', 'checkpoint_options', 'prepare',
            'official_rules', 'spvit_s', 'spvit_m', 'spvit_l', 'spdeit_ti', 'spdeit_s', 'spvit_micro']
 
 # %% ../../nbs/papers/14_spvit.ipynb #a6878bf5
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import nn, Tensor
 
-from ..backbone import Block, Residual, take_indices
+from ..backbone import Residual, take_indices
 from ..core import Grid, split_prefix
 from ..layers import grid_conv, offset_pairs
 from ..mixing import capture
@@ -179,18 +179,24 @@ def check_class_at(cfg):
     if not isinstance(cfg.prior, bool):
         raise ValueError(f"prior is {cfg.prior!r}, but must be True or False.")
 
-
-def late_class(cfg, place):
-    "What a config with `class_at` adds at `place`: (step, place behind it, offer for the mixer)."
-    if place.block < cfg.class_at:
-        prior = cfg.prior and SpatialPrior(place.dim, cfg.heads, place.grid)
-        return None, place, dict(score=prior) if prior else {}
-    step = LateTokens(place.dim) if cfg.class_at and place.block == cfg.class_at else None
-    return step, replace(place, grid=place.grid._replace(prefix=('cls',))), {}
-
 # %% ../../nbs/papers/14_spvit.ipynb #ac5552fd
 class LateClass:
-    "A model whose class token enters late: what cutting blocks off has to know of it."
+    "A model whose class token enters behind blocks with priors; goes in front of the host's class."
+
+    def first_roles(self, cfg, roles):
+        "Which of the prefix tokens `roles` stand in front of the first block."
+        return () if cfg.class_at else roles
+
+    def block(self, cfg, parts, place, drop_path, **more):
+        "The block that stands at `place`, with a prior or behind the class token."
+        offer, step = {}, None
+        if place.block >= cfg.class_at:
+            if cfg.class_at and place.block == cfg.class_at:
+                step = LateTokens(place.dim)
+            place = replace(place, grid=place.grid._replace(prefix=('cls',)))
+        elif cfg.prior:
+            offer = dict(score=SpatialPrior(place.dim, cfg.heads, place.grid))
+        return super().block(cfg, parts, place, drop_path, offer, step=step, **more)
 
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True):
         """Cut off what lies behind the last of `indices`; returns them as non-negative numbers.
@@ -237,15 +243,10 @@ class SPViT(LateClass, lvvit.LVViT):
         super().__init__(cfg, **options)
         self.name_rules = (official_rules(cfg),)
 
-    def first_roles(self, cfg):
-        "Roles of the prefix tokens in front of the first block."
-        return () if cfg.class_at else ('cls',)
-
     def block(self, cfg, parts, place, drop_path):
-        "The block that stands at `place`."
-        step, place, offer = late_class(cfg, place)
-        sublayers = self.sublayers(cfg, parts, place, drop_path, **offer)
-        return Block(step, **sublayers, position=Residual(PositionConv(place.dim)))
+        "The block that stands at `place`, and its convolution."
+        position = Residual(PositionConv(place.dim))
+        return super().block(cfg, parts, place, drop_path, position=position)
 
 # %% ../../nbs/papers/14_spvit.ipynb #d62b5826
 class SPDeiT(LateClass, vit.ViT):
@@ -269,18 +270,6 @@ class SPDeiT(LateClass, vit.ViT):
                 "fewer."
             )
         super().__init__(cfg, **options)
-
-    def first_roles(self, cfg, roles):
-        "Which of the prefix tokens `roles` stand in front of the first block."
-        return () if cfg.class_at else roles
-
-    def block(self, cfg, parts, place, drop_path):
-        "The block that stands at `place`."
-        step, place, offer = late_class(cfg, place)
-        mixer = parts.make('mixer', place=place, heads=cfg.heads, **offer)
-        mlp = parts.make('channel', place=place, ratio=cfg.mlp_ratio)
-        mixer, mlp = (Residual(m, self.make_norm(place.dim), 1.0, drop_path) for m in (mixer, mlp))
-        return Block(step, token_mixer=mixer, channel_mixer=mlp)
 
 # %% ../../nbs/papers/14_spvit.ipynb #a8998c31
 def priors_in(state: dict) -> list:

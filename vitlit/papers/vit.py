@@ -82,7 +82,9 @@ class ViT(Backbone):
         attention: dict = None,
     ):
         if distilled and not class_token:
-            raise ValueError("distilled=True needs class_token, which is False; set both alike.")
+            raise ValueError(
+                "distilled=True needs a class token; leave class_token on, or both off."
+            )
         roles = ('cls', 'dist') if distilled else ('cls',) if class_token else ()
         options = dict(
             attn_drop_rate=('attn_drop', attn_drop_rate), proj_drop_rate=('drop', proj_drop_rate)
@@ -103,11 +105,11 @@ class ViT(Backbone):
         "Which of the prefix tokens `roles` stand in front of the first block: all."
         return roles
 
-    def block(self, cfg, parts, place, drop_path):
-        "The block that stands at `place`."
-        attention = parts.make('mixer', place=place, heads=cfg.heads)
+    def block(self, cfg, parts, place, drop_path, offer=None, **more):
+        "The block at `place`; the mixer is offered `offer` too, the block has `more`."
+        attention = parts.make('mixer', place=place, heads=cfg.heads, **(offer or {}))
         mlp = parts.make('channel', place=place, ratio=cfg.mlp_ratio)
-        return residual_block(attention, mlp, partial(self.make_norm, place.dim), drop_path)
+        return residual_block(attention, mlp, partial(self.make_norm, place.dim), drop_path, **more)
 
     init_module = staticmethod(truncated_linear)
 
