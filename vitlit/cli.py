@@ -151,12 +151,16 @@ def vitlit_demo(
 def _label(folder, model, out, size, k, bs, faithful, quiet):
     if not os.path.isdir(folder):
         raise ValueError(f"There is no folder {folder}; give one that holds images.")
-    from vitlit.train.runs import load_model
+    if not model:
+        raise ValueError("No teacher is named; give one with --model, such as swat_vit_micro.")
+    from vitlit.train.runs import knowledge, load_model, photo_name
     from vitlit.train.token_labels import label_folder
 
-    teacher, _ = load_model(model)
+    model = photo_name(model)
+    teacher, names = load_model(model)
     if not teacher.trained:
         raise ValueError(f"{model} has no trained weights to label with; name another teacher.")
+    print(knowledge(model, names)[1], flush=True)
     how = dict(name=model, faithful=faithful, progress=not quiet)
     print('Label maps are in', label_folder(folder, teacher, out, k, size, bs, **how))
 
@@ -173,5 +177,5 @@ def vitlit_label(
     quiet: _Param('no progress bars', bool) = False,
 ):
     "Write what a teacher sees in each part of each image, for token labeling."
-    kind = dict(model=model or 'pit_micro', out=out, size=size, k=k, bs=bs)
+    kind = dict(model=model, out=out, size=size, k=k, bs=bs)
     _command(_label, folder=folder, faithful=faithful, quiet=quiet, **kind)

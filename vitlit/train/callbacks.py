@@ -32,8 +32,7 @@ class SoftCrossEntropy(CrossEntropyLossFlat):
     def __call__(self, inp, targ, **kwargs):
         if targ.ndim != inp.ndim or not targ.is_floating_point():
             return super().__call__(inp, targ, **kwargs)
-        each = -(targ * inp.log_softmax(-1)).sum(-1)
-        return each if self.reduction == 'none' else each.mean()
+        return F.cross_entropy(inp, targ, reduction=self.reduction)
 
 # %% ../../nbs/train/24a_callbacks.ipynb #1a600311
 class Mix(Callback):

@@ -26,7 +26,6 @@ from .. import models
 from ..core import atomic_path, check_whole, environment, seeded, suggest
 from ..papers.ista2 import build_references, references
 from .callbacks import AveragedAccuracy, Mix, SoftCrossEntropy, WeightAverage
-from .data import training_sample
 from .recipes import get_recipe, Recipe
 
 # %% ../../nbs/train/25_learner.ipynb #e537ffa4
@@ -166,6 +165,8 @@ class MarkTrained(Callback):
 class FiniteLoss(Callback):
     "Stop a fit at a loss that is not finite; ValueError names the step. `lr_find` goes on."
 
+    order = 90  # behind callbacks that add to the loss
+
     def __call__(self, event_name):  # fastai's own would put two lines before the sentence
         if event_name == 'after_loss':
             self.after_loss()
@@ -230,6 +231,8 @@ class FixedReferences(Callback):
         self.images, self.seed = images, seed
 
     def before_validate(self):
+        from vitlit.train.data import training_sample  # not above: learners need none of our data
+
         sample = training_sample(self.dls, self.images, self.seed)
         self.learn.references = build_references(self.model, sample)
 

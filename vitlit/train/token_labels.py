@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXACT', 'token_features', 'classify_places', 'token_logits', 'LabelMap', 'top_classes', 'save_map', 'load_map',
            'map_path', 'label_folder', 'scene_map', 'named_classes', 'crop_logits', 'read_logits', 'TokenTargets',
-           'token_targets', 'mix_targets', 'mix_images', 'cut_box', 'move_map', 'flip_map', 'pack', 'unpack']
+           'token_targets', 'mix_targets', 'move_map', 'flip_map', 'pack', 'unpack']
 
 # %% ../../nbs/train/23_token_labels.ipynb #60442fc9
 import json
@@ -411,34 +411,6 @@ def mix_targets(
     kept = torch.as_tensor(kept, dtype=target.dtype, device=target.device)
     kept = kept.reshape(-1, *[1] * (target.ndim - 1))
     return target * kept + target.flip(0) * (1 - kept)
-
-
-def mix_images(
-    image: Tensor,  # (B, C, H, W)
-    kept,  # share of each image that is kept: a number, or (B,)
-    box=None,  # top, bottom, left, right in pixels: paste this part instead of blending (CutMix)
-) -> tuple:  # mixed images, and the share that was kept
-    "Mix images with the batch in reverse, as `mix_targets` does their targets."
-    if box is None:
-        return mix_targets(image, kept), kept
-    top, bottom, left, right = box
-    mixed = image.clone()
-    mixed[..., top:bottom, left:right] = image.flip(0)[..., top:bottom, left:right]
-    h, w = image.shape[-2:]
-    return mixed, 1 - (bottom - top) * (right - left) / (h * w)
-
-
-def cut_box(
-    size,  # (height, width)
-    kept: float,  # share of the image to keep
-    center,  # (row, column)
-) -> tuple:  # top, bottom, left, right
-    "CutMix's box of the share that is not kept, cut off at the border."
-    ends = []
-    for n, c in zip(size, center):
-        half = int(n * math.sqrt(1 - kept)) // 2
-        ends += [min(max(c - half, 0), n), min(max(c + half, 0), n)]
-    return tuple(ends)
 
 # %% ../../nbs/train/23_token_labels.ipynb #9d07ba0d
 def move_map(
