@@ -30,13 +30,15 @@ class Recipe:
     betas: tuple = (0.9, 0.999)  # Adam's β₁, β₂
     eps: float = 1e-8  # Adam's ε
     clip: float = None  # largest norm of the gradient; None: no clipping
-    epochs: float = 300  # passes through the training images, warm-up included
+    epochs: float = 300  # passes through the training images, warm-up included, cool-down not
     warmup_epochs: float = 5  # linear warm-up
+    cooldown_epochs: int = 0  # more passes, at the lowest rate
     warmup_lr: float = 1e-6  # learning rate at the start of the warm-up
     min_lr: float = 1e-5  # learning rate at the end of the cosine
     scale_ends: bool = False  # scale `warmup_lr` and `min_lr` with the batch too (Swin's code)?
     shifted: bool = False  # does the cosine start after the warm-up (timm's warmup_prefix)?
     per_step: bool = False  # update the learning rate every step rather than every epoch?
+    layer_decay: float = None  # factor of the rate from a layer to the one before it; None: 1
     label_smoothing: float = 0.1  # ε of label smoothing
     drop_path: float = 0.1  # probability of stochastic depth in the last block; linear in depth
     mixup: float = 0.8  # α of mixup's Beta(α, α); 0: off
@@ -47,10 +49,14 @@ class Recipe:
     rand_augment: str = 'rand-m9-mstd0.5-inc1'  # timm's RandAugment policy; '': off
     color_jitter: float = 0.3  # strength, where RandAugment is off
     crop_scale: tuple = (0.08, 1.0)  # area of the random resized crop, as a share of the image's
+    crop_ratio: tuple = (3 / 4, 4 / 3)  # width / height of the random resized crop
     interpolation: str = 'bicubic'  # of the random resized crop
     erasing: float = 0.25  # probability of random erasing, filled with noise
     repeated_augmentation: bool = True  # three versions of an image in an epoch (RASampler)?
     crop_pct: float = 224 / 256  # evaluation: side of the center crop / side of the resized image
+    img_size: int = None  # pixels a side, where it is not the model's own
+    distillation: str = ''  # of a teacher's answers, 'hard' or 'soft'; '': none
+    token_labels: bool = False  # a label for every token too (MixToken takes the place of mixup)?
     amp: bool = True  # automatic mixed precision on a GPU?
     seed: int = 0  # of weights, order and augmentation
     source: str = ''  # where the values come from
@@ -63,6 +69,9 @@ class Recipe:
         if not 0 <= self.warmup_epochs < self.epochs:
             rule = f'must be 0 or more and leave some of the {self.epochs} epochs'
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}, but {rule}.")
+        if self.distillation not in ('', 'hard', 'soft'):
+            rule = "must be 'hard', 'soft' or ''"
+            raise ValueError(f"distillation is {self.distillation!r}, but {rule}.")
 
 # %% ../../nbs/train/24_recipes.ipynb #c7c69185
 @patch
@@ -108,7 +117,19 @@ _pit = dict(
     source='naver-ai/pit#2 (the author: DeiT with three differences), '
     'naver-ai/pit#3 (batch 1024, as a user tried it)',
 )
+_deit_384 = _deit.replace(
+    name='deit_384',
+    lr=5e-6,
+    batch=512,
+    weight_decay=1e-8,
+    epochs=30,
+    img_size=384,
+    source='facebookresearch/deit@7e160fe, README_deit.md',
+)
+_taught = dict(distillation='hard')
+_teacher = ('the teacher is RegNetY-160; half the loss is of its answers, at temperature 1',)
 
+# %% ../../nbs/train/24_recipes.ipynb #9f13f66a
 _swat = _deit.replace(
     name='swat',
     lr=7.5e-4,
@@ -117,6 +138,7 @@ _swat = _deit.replace(
     eps=1e-6,
     clip=1.0,
     warmup_epochs=8,
+    cooldown_epochs=10,
     drop_path=0.0,
     mixup=0.5,
     ema=0.99992,
@@ -124,6 +146,7 @@ _swat = _deit.replace(
     color_jitter=0.4,
     erasing=0.0,
     repeated_augmentation=False,
+    crop_ratio=(0.67, 1.5),
     interpolation='random',
     crop_pct=0.9,
     seed=42,
@@ -132,14 +155,69 @@ _swat = _deit.replace(
         'the files give absolute rates, 7.5e-4 and for Swin 5.625e-4: both are '
         '7.5e-4 × batch/1024 for 4×256 and 8×96 images a step, which is inferred; '
         'the README launches 8 processes, which would make 2048 and 768',
-        'ten more epochs follow at the lowest rate',
-        'crops have sides in a ratio of 0.67 to 1.5',
     ),
 )
 
+# %% ../../nbs/train/24_recipes.ipynb #14351182
+_lvvit = _deit.replace(
+    name='lvvit_s',
+    lr=1.6e-3,
+    lr_batch=1024,
+    cooldown_epochs=10,
+    mixup=0.0,
+    cutmix=0.0,
+    mix_prob=0.0,
+    ema=0.99992,
+    color_jitter=0.4,
+    interpolation='random',
+    repeated_augmentation=False,
+    token_labels=True,
+    crop_pct=0.9,
+    seed=42,
+    source='zihangJiang/TokenLabeling@9dbfd59, main.py and README',
+    notes=(
+        'the rate is for this batch; the code does not scale it',
+        'maps of 14×14 labels, the five likeliest of NFNet-F6, which saw 576 pixels',
+        'label smoothing is in the target maps',
+    ),
+)
+_spvit = _lvvit.replace(
+    name='spvit_s',
+    source='ZhouYuxuanYX/SP-ViT@0cf0f2f, distributed_train.sh, main.py and tlt',
+    notes=(
+        *_lvvit.notes,
+        'class token and end of the priors: S behind 14 of 16 blocks, M behind 10 of 20 (the '
+        "parser's default), L 22 of 24, whose released code has no priors at all",
+    ),
+)
+_large = dict(drop_path=0.3, rand_augment='rand-n3-m9-mstd0.5-inc1', crop_pct=1.0)
+_lvvit_384 = _lvvit.replace(
+    name='lvvit_s_384',
+    lr=5e-6,
+    lr_batch=512,
+    batch=512,
+    weight_decay=1e-8,
+    warmup_lr=5e-6,
+    min_lr=5e-6,
+    scale_ends=True,
+    ema=None,
+    img_size=384,
+    notes=(
+        'the rate is constant, for this batch',
+        "the scripts name no number of epochs, so that the parser's 300 apply",
+        'maps of 24×24 labels',
+    ),
+)
+_spvit_384 = _lvvit_384.replace(
+    name='spvit_s_384',
+    lr_batch=256,
+    batch=256,
+    source='ZhouYuxuanYX/SP-ViT@0cf0f2f, distributed_fine_tune.sh',
+)
+
 # %% ../../nbs/train/24_recipes.ipynb #ef8f49fc
-_dwnet = _deit.replace(
-    name='dwnet',
+_swin = _deit.replace(
+    name='swin',
     clip=5.0,
     warmup_epochs=20,
     warmup_lr=5e-7,
@@ -150,6 +228,27 @@ _dwnet = _deit.replace(
     ema=None,
     color_jitter=0.4,
     repeated_augmentation=False,
+    source='microsoft/Swin-Transformer@f82860b, config.py and configs',
+)
+_swin_384 = _swin.replace(
+    name='swin_b_384',
+    lr=2e-5,
+    weight_decay=1e-8,
+    epochs=30,
+    warmup_epochs=5,
+    warmup_lr=2e-8,
+    min_lr=2e-7,
+    drop_path=0.5,
+    crop_pct=1.0,
+    img_size=384,
+    source='microsoft/Swin-Transformer@f82860b, swin_base_patch4_window12_384_finetune.yaml',
+    notes=(
+        'two steps of 512 images are accumulated',
+        'windows grow from 7 to 12 tokens; the test image is squeezed to 384×384, not cropped',
+    ),
+)
+_dwnet = _swin.replace(
+    name='dwnet',
     source='Atten4Vis/DemystifyLocalViT@ce7c0b7, config.py, configs, scripts and README',
     notes=(
         'static and dynamic models share it; inhomogeneous ones were trained without mixed '
@@ -157,15 +256,76 @@ _dwnet = _deit.replace(
         'a step with a loss or gradient that is not finite is left out',
     ),
 )
+
+# %% ../../nbs/train/24_recipes.ipynb #a6c08f61
 _dwnet_base = _dwnet.replace(
     name='dwnet_base',
     drop_path=0.5,
     amp=False,
     notes=(
         *_dwnet.notes,
-        'the README trains 16×64 images a step without mixed precision, whose gradients blew up; '
-        'the scripts accumulate 2 such steps with it, which would make 2048 images at 2e-3',
+        'the README trains 16×64 images a step without mixed precision, whose gradients blew up',
     ),
+)
+_dwnet_base_script = _dwnet.replace(
+    name='dwnet_base_script',
+    batch=2048,
+    drop_path=0.5,
+    notes=(
+        *_dwnet.notes,
+        'the scripts contradict the README: 2 steps of 16×64 images are accumulated, with mixed '
+        'precision, and so the rate is twice as high',
+    ),
+)
+
+# %% ../../nbs/train/24_recipes.ipynb #81a786de
+_pvt = _deit.replace(
+    name='pvtv2',
+    ema=None,
+    color_jitter=0.4,
+    source='whai362/PVT@57e2dfa, classification/main.py and configs/pvt_v2',
+    notes=('B0 to B2; 128 images a device, and 8 devices, which is inferred',),
+)
+_ista2_pvt = _pvt.replace(
+    name='ista2_pvtv2',
+    lr=1e-3,
+    scale_ends=True,
+    source='Inter-Sample-Token-Alignment@93f7e72, PVT/classification/main.py',
+    notes=(
+        *_pvt.notes,
+        "its comment on the rate: to match PVTv2's paper, whose code has half of it",
+    ),
+)
+_cvt = _deit.replace(
+    name='cvt',
+    lr=2.5e-4,
+    lr_batch=256,
+    batch=2048,
+    cooldown_epochs=10,
+    ema=None,
+    color_jitter=0.4,
+    repeated_augmentation=False,
+    source='microsoft/CvT@f851e68, experiments/imagenet/cvt and lib/config/default.py',
+    notes=(
+        'the code takes 2.5e-4 a device of 256 images; that there are 8 devices is inferred',
+        'drop path in the last stage only, as our models build it',
+    ),
+)
+_ista2_cvt = _cvt.replace(
+    name='ista2_cvt',
+    lr_batch=128,
+    batch=1024,
+    source='Inter-Sample-Token-Alignment@93f7e72, CVT/classification/experiments/imagenet',
+    notes=(
+        'as CvT, but with 128 images a device at the same rate, so that the rate for equal '
+        'batches is twice as high; that there are 8 devices is inferred',
+        *_cvt.notes[1:],
+    ),
+)
+_ista2_swin = _swin.replace(
+    name='ista2_swin',
+    source='Inter-Sample-Token-Alignment@93f7e72, SWIN/classification/config.py',
+    notes=('128 images a device, and 8 devices, which is inferred',),
 )
 
 # %% ../../nbs/train/24_recipes.ipynb #c6f6a1de
@@ -195,23 +355,50 @@ _micro = Recipe(
     crop_pct=1.0,
     source='vitlit: tried on the page about the learner',
 )
-recipes = dict(
-    deit=_deit,
-    pit=_deit.replace(name='pit', repeated_augmentation=False, **_pit),
-    pit_b=_deit.replace(name='pit_b', warmup_epochs=10, **_pit),
-    swat=_swat,
-    swat_swin=_swat.replace(name='swat_swin', batch=768),
-    dwnet=_dwnet,
-    dwnet_base=_dwnet_base,
-    micro=_micro,
-    photo=_micro.replace(
-        name='photo',
-        lr=1e-3,
-        epochs=20,
-        warmup_epochs=2,
-        source='vitlit: the protocol of the page about photographs',
+
+# %% ../../nbs/train/24_recipes.ipynb #c710932c
+_of_families = [
+    _deit,
+    _deit_384,
+    _deit.replace(name='deit_distilled', notes=(*_deit.notes, *_teacher), **_taught),
+    _deit.replace(name='pit', repeated_augmentation=False, **_pit),
+    _deit.replace(name='pit_b', warmup_epochs=10, **_pit),
+    _deit.replace(
+        name='pit_distilled', repeated_augmentation=False, notes=_teacher, **_pit, **_taught
     ),
+    _swat,
+    _swat.replace(name='swat_swin', batch=768),
+    _lvvit,
+    _lvvit.replace(name='lvvit_m', drop_path=0.2, crop_pct=1.0),
+    _lvvit.replace(name='lvvit_l', lr=1e-3, **_large),
+    _lvvit_384,
+    _spvit,
+    _spvit.replace(name='spvit_m', drop_path=0.2, crop_pct=1.0),
+    _spvit.replace(name='spvit_l', lr=6e-4, lr_batch=800, batch=800, **_large),
+    _spvit_384,
+    _spvit_384.replace(name='spvit_m_384', lr_batch=128, batch=128, drop_path=0.2, crop_pct=1.0),
+    _spvit_384.replace(name='spvit_l_384', lr_batch=512, batch=512, ema=0.99992, **_large),
+    _swin,
+    _swin.replace(name='swin_s', drop_path=0.3),
+    _swin.replace(name='swin_b', drop_path=0.5),
+    _swin_384,
+    _dwnet,
+    _dwnet_base,
+    _dwnet_base_script,
+    _pvt,
+    _cvt,
+    _ista2_pvt,
+    _ista2_swin,
+    _ista2_cvt,
+]
+_photo = _micro.replace(
+    name='photo',
+    lr=1e-3,
+    epochs=20,
+    warmup_epochs=2,
+    source='vitlit: the protocol of the page about photographs',
 )
+recipes = {r.name: r for r in (*_of_families, _micro, _photo)}
 
 # %% ../../nbs/train/24_recipes.ipynb #c15a7d2b
 def get_recipe(recipe) -> Recipe:
@@ -262,7 +449,10 @@ def lr_at(self: Recipe, epoch: float, batch: int = None) -> float:
 
 @patch
 def lasting(self: Recipe, epochs: float = None) -> Recipe:
-    "The recipe for a run of `epochs`, with the warm-up in proportion; None leaves it as it is."
+    "The recipe for a run of `epochs`, warm-up and cool-down in proportion; None: as it is."
     if epochs is None:
         return self
-    return self.replace(epochs=epochs, warmup_epochs=self.warmup_epochs * epochs / self.epochs)
+    share = epochs / self.epochs
+    cooldown = round(self.cooldown_epochs * share)
+    warmup = self.warmup_epochs * share
+    return self.replace(epochs=epochs, warmup_epochs=warmup, cooldown_epochs=cooldown)
