@@ -25,7 +25,7 @@ from ..papers.ista2 import save_references
 from ..show import COLORS, page_axes, plot_lines, style, Table
 from .data import image_loaders, Images, Jitter, load_image
 from .learner import evaluate, vit_learner
-from .recipes import get_recipe
+from .recipes import get_recipe, Recipe
 from ..weights import load_official, save_weights
 
 # %% ../../nbs/train/22_photographs.ipynb #4dd52ea1
@@ -165,8 +165,11 @@ def _study(file, protocol):
     if not file.exists():
         return dict(protocol=protocol, environment=environment(), arms={})
     found = json.loads(file.read_text())
-    if found['protocol'] != protocol:
-        keys = [k for k in protocol if found['protocol'].get(k) != protocol[k]]
+    begun = dict(found['protocol'])
+    # fields that recipes have got since stand at what was the rule before
+    begun['recipe'] = json.loads(Recipe.from_json(json.dumps(begun['recipe'])).to_json())
+    if begun != protocol:
+        keys = [k for k in protocol if begun.get(k) != protocol[k]]
         raise ValueError(
             f"{file} was begun with another {' and '.join(keys)}; "
             "write this study to another file, or remove that one."
