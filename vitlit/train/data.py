@@ -13,6 +13,8 @@ import os
 import random
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.datasets import load_digits
 from timm.data import create_transform, resolve_data_config
-from timm.data.random_erasing import RandomErasing
+from torchvision.transforms.functional import to_pil_image
 
 from ..core import check_share, check_whole, seeded, suggest, to_pair
+from .augmentation import Erase, recipe_transform
+from .recipes import get_recipe
 from .scenes import _draw_many, CLASSES, SceneSpec, SHOWN
 
 # %% ../../nbs/train/21_data.ipynb #1ff5abe9
@@ -150,9 +154,12 @@ class Labeled:
 
 # %% ../../nbs/train/21_data.ipynb #7ad2f7a7
 class Images(Labeled):
-    "Images `x` (N, 3, H, W), bytes in memory, with labels `y` (N,) or without (None)."
+    """Images `x` (N, 3, H, W), bytes in memory, with labels `y` (N,) or without (None).
 
-    def __init__(self, x, y, vocab, split_idx=0):
+    `tfm`, if there is one, makes bytes (3, H, W) of each image, given as PIL's.
+    """
+
+    def __init__(self, x, y, vocab, split_idx=0, tfm=None):
         super().__init__(vocab, split_idx)
         if x.dtype != torch.uint8 or x.ndim != 4:
             got = f'{x.dtype} of shape {tuple(x.shape)}'
@@ -162,11 +169,18 @@ class Images(Labeled):
         if y is not None and len(y) and not 0 <= int(y.min()) <= int(y.max()) < self.c:
             got = f'{int(y.min())} to {int(y.max())}'
             raise ValueError(f"Labels must lie between 0 and {self.c - 1}, got {got}.")
-        self.x, self.y, self.items = x, y, range(len(x))
+        self.x, self.y, self.items, self.tfm = x, y, range(len(x)), tfm
 
     def batch(self, rows):
-        x = TensorImage(self.x[rows])
+        x = TensorImage(self._through(self.x[rows]))
         return (x,) if self.y is None else (x, TensorCategory(self.y[rows]))
+
+    def _through(self, x):
+        "Images (N, 3, H, W), or one (3, H, W), behind `tfm`."
+        if self.tfm is None:
+            return x
+        each = [self.tfm(to_pil_image(image)) for image in x.view(-1, *x.shape[-3:])]
+        return torch.stack(each) if x.ndim == 4 else each[0]
 
     def __getitem__(self, i):
         return self.batch(i)
@@ -184,6 +198,14 @@ class Images(Labeled):
 class ImageDL(TfmdDL):
     "fastai's loader; takes whole batches where a set offers them, and a list as new items."
 
+    repeats = 1  # versions of an image, one after another, in shuffled order
+
+    def get_idxs(self):
+        rows = super().get_idxs()
+        if self.repeats == 1 or not self.shuffle:
+            return rows
+        return [row for row in rows for _ in range(self.repeats)][: len(rows)]
+
     def create_batches(self, samps):
         whole = hasattr(self.dataset, 'batch') and not (self.after_item.fs or self.before_batch.fs)
         if not whole:
@@ -194,7 +216,9 @@ class ImageDL(TfmdDL):
     def new(self, dataset=None, cls=None, **kwargs):
         if dataset is not None and not isinstance(dataset, Labeled):
             dataset = self.dataset.subset(list(dataset))
-        return super().new(dataset, cls, **kwargs)
+        made = super().new(dataset, cls, **kwargs)
+        made.repeats = self.repeats
+        return made
 
 # %% ../../nbs/train/21_data.ipynb #bd971b59
 def image_loaders(
@@ -207,12 +231,18 @@ def image_loaders(
     tfms=(),  # fastai batch transforms between conversion to floats and normalization
     device=None,  # where batches go, fastai's choice if None
     num_workers: int = 0,  # processes that prepare batches
+    recipe=None,  # its augmentation for training images in memory: name in `recipes`, or a Recipe
+    repeats: int = None,  # versions of an image in a row, of 1/repeats of the images an epoch;
+    # None: 3 where the recipe repeats, else 1
 ) -> DataLoaders:  # with `vocab`, `c` and `loss_func`
     "Make `DataLoaders` that shuffle by `seed`, turn bytes into floats, apply `tfms` and normalize."
     bs = check_whole(bs, 'bs')
     num_workers = num_workers if num_workers is None else check_whole(num_workers, 'num_workers', 0)
     _check_stats(mean, std)
     device = default_device() if device is None else _device(device)
+    repeats = _repeats(recipe, repeats)
+    if recipe is not None:
+        train, tfms = _augmented(train, get_recipe(recipe), tfms, mean, std)
 
     def loader(images, **options):
         after = [IntToFloatTensor(), *tfms, Normalize.from_stats(mean, std, cuda=False)]
@@ -220,16 +250,39 @@ def image_loaders(
 
     with seeded(seed):  # leaves the global generators as they were
         loaders = [loader(train, shuffle=True, drop_last=len(train) > bs), loader(valid)]
-    loaders[0].rng = random.Random(seed)
+    loaders[0].rng, loaders[0].repeats = random.Random(seed), repeats
     return DataLoaders(*loaders, device=device)
 
-
+# %% ../../nbs/train/21_data.ipynb #1ff16487
 def _check_stats(mean, std):
     "Raise unless there is a mean, and a positive standard deviation, for each of three channels."
     number = lambda v: isinstance(v, (int, float)) and math.isfinite(v)
     if not all(len(s) == 3 and all(map(number, s)) for s in (mean, std)) or min(std) <= 0:
         got = f'mean={tuple(mean)} and std={tuple(std)}'
         raise ValueError(f"mean and std must be three numbers each, std positive; got {got}.")
+
+
+def _repeats(recipe, repeats):
+    "How often an image stands in a row: `repeats`, or what `recipe`, which may be None, says."
+    if repeats is not None:
+        return check_whole(repeats, 'repeats')
+    return 3 if recipe is not None and get_recipe(recipe).repeated_augmentation else 1
+
+
+def _augmented(images, recipe, tfms, mean, std):
+    "(`images`, batch transforms) with the augmentation of `recipe`; ValueError where it is none."
+    if not isinstance(images, Images):
+        kind = type(images).__name__
+        raise ValueError(f"recipe={recipe.name!r} is for Images in memory, not for {kind}.")
+    others = [type(t).__name__ for t in tfms if getattr(t, 'split_idx', None) == 0]
+    if others:
+        given = f'recipe={recipe.name!r} says what becomes of training images'
+        remedy = 'pass augment=False, or leave them out of tfms'
+        raise ValueError(f"{given}, but there are {', '.join(others)} too; {remedy}.")
+    images = copy(images)
+    bytes_ = dict(mean=mean, std=std, normalize=False)
+    images.tfm = recipe_transform(recipe, images.x.shape[2:], **bytes_)
+    return images, [*tfms, *([Erase(recipe.erasing)] if recipe.erasing else [])]
 
 
 def _device(name):
@@ -449,18 +502,7 @@ class ImageFiles(Labeled):
         return ImageFiles(items, y, self.vocab, self.tfm, 1)
 
 # %% ../../nbs/train/21_data.ipynb #3345b406
-class _Erase(Transform):
-    "timm's random erasing on normalized training batches."
-
-    split_idx, order = 0, 100
-
-    def __init__(self, p, mode='pixel'):
-        super().__init__()
-        self.p, self.mode = p, mode
-
-    def encodes(self, x: TensorImage):
-        erase = RandomErasing(self.p, mode=self.mode, device=x.device)
-        return TensorImage(erase(x.as_subclass(torch.Tensor)))
+_Erase = Erase  # until 28_token_training knows the new name
 
 
 def _data_config(cfg, size):
@@ -496,11 +538,13 @@ def _readable_files(path, splits, on_bad, verify, seed):
     return files, bad
 
 
-def _check_augment(augment, erase, kwargs):
+def _check_augment(recipe, augment, erase, kwargs):
     "Raise for options of `folder`'s training images that mean nothing."
-    if augment is None and kwargs:
-        raise ValueError(f"augment=None means no augmentation, but {sorted(kwargs)} ask for some.")
-    check_share(erase, 'erase')
+    asked = sorted(set(kwargs) - {'crop_pct'}) + ['recipe'] * (recipe is not None)
+    if augment is None and asked:
+        raise ValueError(f"augment=None means no augmentation, but {asked} ask for some.")
+    if erase is not None:
+        check_share(erase, 'erase')
     known = inspect.signature(create_transform).parameters
     for name, value in kwargs.items():
         if name not in known:
@@ -514,24 +558,20 @@ def _check_augment(augment, erase, kwargs):
         )
 
 
-def _train_transform(data, augment, kwargs):
-    data = {k: v for k, v in data.items() if k not in ('crop_pct', 'crop_mode')}
-    data['auto_augment'] = augment or None
-    try:
-        made = create_transform(**data, **kwargs, is_training=True, normalize=False)
-        for op in (op for t in made.transforms for op in getattr(t, 'ops', ())):
-            if op.aug_fn.__name__ == 'posterize':
-                op.aug_fn = _posterize
-        return made
-    except (AssertionError, TypeError, ValueError) as e:
-        asked = ', '.join(f'{k}={v!r}' for k, v in (dict(augment=augment) | kwargs).items())
-        known = "give a policy of timm's, such as 'rand-m9-mstd0.5-inc1', '' or None"
-        raise ValueError(f"timm makes no augmentation of {asked}; {known}.") from e
-
-
-def _posterize(image, bits, **_):
-    "timm's, which asks for no bit at full strength; Pillow 13 refuses that."
-    return ImageOps.posterize(image, max(1, bits)) if bits < 8 else image
+def _asked(recipe, augment, erase, data, kwargs):
+    "The recipe that options of `folder` amount to, and timm's other options."
+    base = get_recipe('deit' if recipe is None else recipe)
+    if recipe is None:  # DeiT's policy and erasing; for the rest the model's values, or timm's
+        own = {k: data[k] for k in ('interpolation', 'crop_pct')}
+        base = base.replace(color_jitter=0.4, **own)
+    names = dict(scale='crop_scale', ratio='crop_ratio')
+    names |= {k: k for k in ('color_jitter', 'interpolation', 'crop_pct')}
+    changes = {names[k]: v for k, v in kwargs.items() if k in names and v is not None}
+    if augment != 'recipe':
+        changes['rand_augment'] = augment
+    if augment is None or erase is not None:
+        changes['erasing'] = erase if augment is not None else 0.0
+    return base.replace(**changes), {k: v for k, v in kwargs.items() if k not in names}
 
 # %% ../../nbs/train/21_data.ipynb #ddac9498
 def folder(
@@ -539,8 +579,12 @@ def folder(
     size=None,  # pixels, or (height, width); the model's if None, 224 without a model
     bs: int = 64,  # images a batch
     cfg=None,  # a model or its `default_cfg`: mean, std, crop_pct, interpolation; else ImageNet's
-    augment: str = 'rand-m9-mstd0.5-inc1',  # timm's policy; '': crop, flip, color; None: nothing
-    erase: float = 0.25,  # probability of erasing a rectangle of a training image
+    recipe=None,  # name in `recipes`, or a Recipe, whose augmentation, crop_pct and img_size apply
+    augment: str = 'recipe',  # timm's policy; '': crop, flip, color; None: nothing;
+    # 'recipe': the recipe's, without one DeiT's
+    erase: float = None,  # probability of erasing a rectangle of a training image; None: as above
+    repeats: int = None,  # versions of an image in a row, of 1/repeats of the images an epoch;
+    # None: 3 where the recipe repeats, else 1
     on_bad: str = 'raise',  # an unreadable image: 'raise', or 'skip' and list it in `dls.bad`
     verify: bool = False,  # read every image once before anything starts? always done to skip
     train: str = 'train',  # name of the training split
@@ -556,11 +600,17 @@ def folder(
     if train == valid:
         rule = 'Training and validation images must lie in different folders'
         raise ValueError(f"{rule}, got {train!r} for both.")
-    _check_augment(augment, erase, kwargs)
-    bs, data = check_whole(bs, 'bs'), _data_config(cfg, size)
+    _check_augment(recipe, augment, erase, kwargs)
+    if size is None and recipe is not None:
+        size = get_recipe(recipe).img_size
+    bs, data, repeats = check_whole(bs, 'bs'), _data_config(cfg, size), _repeats(recipe, repeats)
     files, bad = _readable_files(path, (train, valid), on_bad, verify, seed)
-    eval_tfm = create_transform(**data, normalize=False)  # bytes; batches are normalized later
-    train_tfm = eval_tfm if augment is None else _train_transform(data, augment, kwargs)
+    r, options = _asked(recipe, augment, erase, data, kwargs)
+    part_of = partial(recipe_transform, r, data['input_size'][1:], data['mean'], data['std'])
+    as_model = dict(interpolation=data['interpolation'], crop_mode=data['crop_mode'])
+    bytes_ = dict(normalize=False)  # batches are normalized later
+    eval_tfm = part_of(training=False, **as_model, **bytes_)
+    train_tfm = eval_tfm if augment is None else part_of(**options, **bytes_)
     learned, held = files.values()
     vocab = CategoryMap(list(learned))
 
@@ -569,8 +619,9 @@ def folder(
         return ImageFiles([f for f, _ in pairs], [y for _, y in pairs], vocab, tfm, k)
 
     sets = part(0, learned, train_tfm), part(1, held, eval_tfm)
-    tfms = [_Erase(erase)] if erase and augment is not None else []
-    dls = image_loaders(*sets, bs, data['mean'], data['std'], seed, tfms, device, num_workers)
+    tfms = [Erase(r.erasing)] if r.erasing else []
+    how = data['mean'], data['std'], seed, tfms, device, num_workers
+    dls = image_loaders(*sets, bs, *how, repeats=repeats)
     dls.bad = bad
     return dls
 
