@@ -102,15 +102,15 @@ def augmentation_of(dls) -> dict:
 
     Read from the transforms that the loaders hold; {} for loaders of which nobody knows it.
     """
-    train, valid = map(_fields, (dls.train, dls.valid))
-    if train is None or valid is None:
+    fields = [_fields(dl) for dl in dls.loaders]  # training, validation
+    if None in fields:
         return {}
     times = dls.train.repeats
-    done = dict(crop_pct=valid.get('crop_pct'), erasing=0.0)
+    done = dict(crop_pct=fields[-1].get('crop_pct'), erasing=0.0)
     done |= dict(repeated_augmentation={1: False, 3: True}.get(times, times))
     for t in dls.train.after_batch.fs:
         done |= getattr(t, 'fields', {})
-    return train | done
+    return fields[0] | done
 
 
 def _fields(dl):
