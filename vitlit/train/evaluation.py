@@ -143,13 +143,13 @@ class Judgement:
 
 # %% ../../nbs/train/26a_evaluation.ipynb #46e09318
 def _checked(logits, classes):
-    "Logits (N, K) of the columns `classes`, in single precision or better; ValueError otherwise."
+    "Logits (N, K) of the columns `classes`, on the CPU, in single precision or better."
     if not torch.is_tensor(logits) or logits.ndim != 2 or not logits.is_floating_point():
         got = tuple(getattr(logits, 'shape', ())) or type(logits).__name__
         raise ValueError(f"Logits must be a tensor of floats (N, K), got {got}.")
     if not logits.isfinite().all():
         raise ValueError("Some logits are not finite, so they have no probabilities.")
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits.detach().cpu().to(torch.promote_types(logits.dtype, torch.float32))
     if classes is None:
         return logits
     classes, k = [int(c) for c in classes], logits.shape[1]
@@ -211,7 +211,7 @@ def judge(
     table = calibration_bins(confidence, hit, bins)
     found = dict(nll=None, brier=None, accuracy=None)
     if torch.is_tensor(labels):
-        labels = labels.long()
+        labels = labels.cpu().long()
         pairs = K * labels + answer
         counts = torch.bincount(pairs, minlength=K * K).view(K, K)
         found = dict(
