@@ -502,9 +502,6 @@ class ImageFiles(Labeled):
         return ImageFiles(items, y, self.vocab, self.tfm, 1)
 
 # %% ../../nbs/train/21_data.ipynb #3345b406
-_Erase = Erase  # until 28_token_training knows the new name
-
-
 def _data_config(cfg, size):
     "timm's keywords for preparing images, from a model, its configuration, or nothing."
     if not (cfg is None or isinstance(cfg, dict) or hasattr(cfg, '__dict__')):

@@ -18,8 +18,9 @@ from torch import nn
 from torchvision.transforms import functional as TF
 
 from ..papers.lvvit import MixToken
+from .augmentation import Erase
 from .callbacks import Distill, Mix
-from .data import _Erase, ImageFiles, Images, Jitter, Labeled, load_image
+from .data import ImageFiles, Images, Jitter, Labeled, load_image
 from .losses import TokenLabelLoss
 from vitlit.train.token_labels import (
     classify_places,
@@ -68,7 +69,7 @@ def _is_moving(t):
 
 
 def _is_still(t):
-    kinds = IntToFloatTensor, Normalize, LightingTfm, SpaceTfm, _Erase
+    kinds = IntToFloatTensor, Normalize, LightingTfm, SpaceTfm, Erase
     return isinstance(t, kinds) and not _is_moving(t)
 
 
@@ -87,12 +88,15 @@ class MappedImages(Labeled):
         self.base, self.maps, self.items = base, maps, base.items
 
     def __getitem__(self, i):
-        x, y = self.base[i] if not isinstance(self.base, ImageFiles) else (None, None)
-        if x is None:
-            x, place = follow(self.base.tfm, load_image(self.base.items[i]))
-            x, y = TensorImage(x), TensorCategory(torch.tensor(self.base.y[i]))
-        else:
+        base = self.base
+        if base.tfm is None:
+            x, y = base[i]
             place = places(x.shape[-2:])
+        else:
+            in_memory = isinstance(base, Images)
+            image = TF.to_pil_image(base.x[i]) if in_memory else load_image(base.items[i])
+            x, place = follow(base.tfm, image)
+            x, y = TensorImage(x), TensorCategory(torch.as_tensor(base.y[i]))
         label, known = self.maps(i)
         return x, y, label.values, label.classes, torch.tensor(known), place
 
