@@ -90,6 +90,12 @@ class WeightAverage(Callback):
         if not hasattr(self.learn, 'lr_finder'):
             self.ema.update(self.model)
 
+    def state_dict(self):
+        return self.ema.module.state_dict()
+
+    def load_state_dict(self, state):
+        self.ema.module.load_state_dict(state)
+
 
 class AveragedAccuracy(Metric):
     "Top-1 accuracy of the weights that a `WeightAverage` keeps, beside that of the raw ones."

@@ -219,6 +219,12 @@ class EpochLog(Callback):
             table.writeheader()
             table.writerows(self.rows)
 
+    def state_dict(self):
+        return dict(rows=self.rows)
+
+    def load_state_dict(self, state):
+        self.rows = state['rows']
+
 # %% ../../nbs/train/25_learner.ipynb #f418c9e5
 class FixedReferences(Callback):
     """Validate and predict against a fixed reference set, for models that look at their batch.
@@ -441,6 +447,7 @@ def fit_recipe(
         raise ValueError(f"The recipe has {recipe.epochs} epochs; ask for a whole number.")
     seed = getattr(self, 'seed', recipe.seed) if seed is None else seed
     schedule = ParamScheduler(dict(lr=lambda pct: recipe.lr_at(pct * recipe.epochs, batch)))
+    schedule.recipe, schedule.seed = recipe, seed  # a `Checkpoint` compares them
     with seeded(seed):
         if hasattr(self.dls.train, 'rng'):
             self.dls.train.rng.seed(seed)  # fastai shuffles by a generator of its own

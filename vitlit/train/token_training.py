@@ -323,6 +323,13 @@ class TokenLabels(Callback):
         if self.token_head is not None and hasattr(self.learn, 'lr_finder'):
             self.token_head.load_state_dict(self.before)  # the model is put back, too
 
+    def state_dict(self):
+        return {} if self.token_head is None else self.token_head.state_dict()
+
+    def load_state_dict(self, state):
+        if self.token_head is not None:
+            self.token_head.load_state_dict(state)
+
     def before_batch(self):
         if self.training:
             self.learn.yb, self.maps = self.yb[:1], self.yb[1:]
