@@ -17,8 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from ..core import check_whole
-from .evaluation import outputs
-from .learner import Accuracy
+from .learner import Accuracy, outputs
 
 # %% ../../nbs/train/26b_frozen.ipynb #1607560e
 from fastai.learner import Learner

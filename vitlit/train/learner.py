@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['model_for', 'decay_groups', 'PairedOptim', 'recipe_optim', 'MarkTrained', 'FiniteLoss', 'EpochLog', 'FixedReferences',
-           'fixed_references', 'vit_learner', 'Accuracy', 'evaluate']
+           'fixed_references', 'vit_learner', 'wilson', 'Accuracy', 'outputs', 'predictions', 'evaluate']
 
 # %% ../../nbs/train/25_learner.ipynb #44429d85
 import csv
@@ -19,13 +19,15 @@ from pathlib import Path
 import timm
 import torch
 from scipy.stats import binomtest
+from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from torch import nn
 
 from .. import models
-from ..core import atomic_path, check_whole, environment, seeded, suggest
+from ..core import atomic_path, check_whole, environment, seeded, suggest, to_pair
 from ..papers.ista2 import build_references, references
-from .callbacks import AveragedAccuracy, Mix, SoftCrossEntropy, WeightAverage
+from .augmentation import augmentation_of, left_out
+from .callbacks import AveragedAccuracy, Distill, Mix, SoftCrossEntropy, WeightAverage
 from .recipes import get_recipe, Recipe
 
 # %% ../../nbs/train/25_learner.ipynb #e537ffa4
@@ -44,6 +46,7 @@ from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import even_mults, patch
 from fastcore.foundation import L
+from fastprogress import progress_bar
 
 # %% ../../nbs/train/25_learner.ipynb #c09f580b
 def model_for(
@@ -86,15 +89,15 @@ def _entry(arch):
 def _build(arch, make, must, wish):
     "`make` with all of `must` and as much of `wish` as it takes; warns of what it does not take."
     state = torch.get_rng_state()
-    for left_out in (c for n in range(len(wish) + 1) for c in itertools.combinations(wish, n)):
+    for refused in (c for n in range(len(wish) + 1) for c in itertools.combinations(wish, n)):
         torch.set_rng_state(state)  # what a failure drew
         try:
-            model = make(**must, **{k: v for k, v in wish.items() if k not in left_out})
+            model = make(**must, **{k: v for k, v in wish.items() if k not in refused})
         except TypeError as e:
             error = e
             continue
-        if left_out:
-            given = ' and '.join(f'{k}={wish[k]}' for k in left_out)
+        if refused:
+            given = ' and '.join(f'{k}={wish[k]}' for k in refused)
             warnings.warn(f"{_name_of(arch)} does not take {given}, and was built without.")
         return model
     raise error
@@ -106,22 +109,49 @@ def _name_of(arch):
 # %% ../../nbs/train/25_learner.ipynb #363d91a3
 def decay_groups(
     model: nn.Module,  # any; `no_weight_decay()` and `get_classifier()` are asked where it has them
+    layers: bool = False,  # a pair for each layer, by timm's `group_matcher`, rather than the body?
 ) -> list:  # body without, body with, classifier without, with; where that is unknown, two lists
-    "Trainable parameters in groups without and with weight decay, of the body and the classifier."
+    """Trainable parameters in groups without and with weight decay, of the body and the classifier.
+
+    ValueError for `layers` of a model that does not name its own.
+    """
     no_decay = getattr(model, 'no_weight_decay', set)()
     groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=no_decay)
     decayed = {p for g in groups if g['weight_decay'] for p in g['params']}
+    params = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    part_of = _layers(model) if layers else _head_or_body(model)
+    parts = [[p for n, p in params if part_of[n] == k] for k in range(max(part_of.values()) + 1)]
+    return [[p for p in part if (p in decayed) == d] for part in parts for d in (False, True)]
+
+
+def _head_or_body(model):
+    "Name of each parameter: 1 in a classifier, 0 elsewhere."
     heads = getattr(model, 'get_classifier', tuple)()
     heads = heads if isinstance(heads, (tuple, list)) else (heads,)
     head = {p for m in heads for p in m.parameters()}
-    params = [p for p in model.parameters() if p.requires_grad]
-    parts = [[p for p in params if (p in head) == h] for h in (False, True)] if head else [params]
-    return [[p for p in part if (p in decayed) == d] for part in parts for d in (False, True)]
+    return {n: int(p in head) for n, p in model.named_parameters()}
+
+
+def _layers(model):
+    "Name of each parameter: number of its layer, from 0 at the stem."
+    if not hasattr(model, 'group_matcher'):
+        raise ValueError(
+            f"{type(model).__name__} does not say which layers it has (group_matcher), which "
+            "layer_decay needs; take a recipe without."
+        )
+    return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
 
 # %% ../../nbs/train/25_learner.ipynb #5792ed03
 class PairedOptim(OptimWrapper):
     """fastai's wrapper of a torch optimizer for groups in pairs without and with weight decay:
-    learning rates and freezing count pairs; a new `wd` reaches the second of each only."""
+    learning rates and freezing count pairs; a new `wd` reaches the second of each only.
+
+    With `layer_decay`, the rate of each pair is that of the next one times this.
+    """
+
+    def __init__(self, *args, layer_decay: float = None, **kwargs):
+        self.layer_decay = layer_decay or 1.0
+        super().__init__(*args, **kwargs)
 
     def set_hyper(self, k, v):
         pairs = len(self.param_lists) // 2
@@ -133,6 +163,8 @@ class PairedOptim(OptimWrapper):
             v = L(u for u in (v * pairs)[:pairs] for _ in range(2))
         if k == 'wd':
             v = L(u if i % 2 else 0.0 for i, u in enumerate(v))
+        if k == 'lr':
+            v = L(u * self.layer_decay ** (pairs - 1 - i // 2) for i, u in enumerate(v))
         super().set_hyper(k, v)
 
     def freeze_to(self, n):
@@ -147,7 +179,7 @@ def recipe_optim(groups, recipe: Recipe, lr: float = None) -> PairedOptim:
         remedy = suggest(str(r.opt), list_optimizers())
         raise ValueError(f"The recipe {r.name!r} asks for the optimizer {r.opt!r}. {remedy}")
     opt = create_optimizer_v2(groups, r.opt, lr or r.lr, r.weight_decay, betas=r.betas, eps=r.eps)
-    return PairedOptim(opt=opt)
+    return PairedOptim(opt=opt, layer_decay=r.layer_decay)
 
 # %% ../../nbs/train/25_learner.ipynb #dc6675fb
 class MarkTrained(Callback):
@@ -268,12 +300,32 @@ def _looks_at_batch(model):
     return getattr(getattr(model, 'card', None), 'batch_coupled', False)
 
 # %% ../../nbs/train/25_learner.ipynb #98e74309
-def _left_out(recipe):
-    "A sentence about what `recipe` contains and `vit_learner` leaves to others."
-    if not recipe.repeated_augmentation:
-        return ''
-    remedy = 'which vit_learner does not apply; give it a loader that repeats images'
-    return f"The recipe {recipe.name!r} also has repeated augmentation, {remedy}."
+def _left_out(recipe, size, dls):
+    "Sentences about what `recipe` contains and a learner of `dls`, of `size`, does not carry out."
+    off = get_recipe('micro')
+    pairs = ((f, asked) for f, (asked, _) in left_out(recipe, dls).items() if f != 'crop_pct')
+    fields = ', '.join(f for f, asked in pairs if asked != getattr(off, f))
+    if fields:
+        known = augmentation_of(dls)
+        how = 'these loaders do otherwise' if known else 'nobody knows of these loaders'
+        remedy = f'make them with recipe={recipe.name!r}'
+        yield f"The recipe {recipe.name!r} has {fields}, which {how}; {remedy}."
+    if recipe.img_size and to_pair(recipe.img_size) != size:
+        made = f'was made for {recipe.img_size} pixels a side'
+        yield f"The recipe {recipe.name!r} {made}; the images are {size[0]}×{size[1]}."
+
+
+def _taught(recipe, cbs):
+    "What a recipe with a teacher, or with a label for every token, needs beside the given `cbs`."
+    if recipe.distillation and not any(isinstance(cb, Distill) for cb in cbs):
+        remedy = f'give one, cbs=Distill(teacher, {recipe.distillation!r})'
+        raise ValueError(f"The recipe {recipe.name!r} learns from a teacher; {remedy}.")
+    if not recipe.token_labels:
+        return []
+    from vitlit.train.token_training import TokenLabels  # not above: learners need none of our data
+
+    given = any(isinstance(cb, TokenLabels) for cb in cbs)
+    return [] if given else [TokenLabels(smoothing=recipe.label_smoothing)]
 
 
 def _of_recipe(recipe, n_out):
@@ -379,13 +431,15 @@ def vit_learner(
         own.append(MixedPrecision())
     loss_func = loss_func or SoftCrossEntropy(label_smoothing=recipe.label_smoothing)
     metrics = L(metrics) + more_metrics
-    options = dict(splitter=decay_groups, cbs=own + L(cbs), metrics=metrics, path=path)
+    own += L(cbs) + _taught(recipe, L(cbs))
+    splitter = partial(decay_groups, layers=bool(recipe.layer_decay))
+    options = dict(splitter=splitter, cbs=own, metrics=metrics, path=path)
     opt = partial(recipe_optim, recipe=recipe)
     learn = Learner(dls, model, loss_func, opt, lr=recipe.lr, **options)
     learn.arch = _name_of(arch)
     learn.recipe, learn.seed, learn.img_size, learn.in_chans = recipe, seed, size, in_chans
     learn.lr = recipe.lr_for(_batch(learn))
-    for sentence in filter(None, (recipe.batch_note(_batch(learn)), _left_out(recipe))):
+    for sentence in filter(None, (recipe.batch_note(_batch(learn)), *_left_out(recipe, size, dls))):
         warnings.warn(sentence)
     return learn.log_to(log_dir) if log_dir else learn
 
@@ -423,6 +477,7 @@ def log_to(self: Learner, folder, force: bool = False) -> Learner:
         batch=_batch(self),
         environment=environment(),
         recipe=json.loads(self.recipe.to_json()),
+        loaders=augmentation_of(self.dls),
     )
     try:
         with atomic_path(Path(folder) / 'run.json') as temp:
@@ -435,26 +490,48 @@ def log_to(self: Learner, folder, force: bool = False) -> Learner:
     return self.add_cbs(EpochLog(folder))
 
 # %% ../../nbs/train/25_learner.ipynb #e05ce433
+_schedule = 'lr', 'lr_batch', 'batch', 'epochs', 'warmup_epochs', 'cooldown_epochs', 'warmup_lr'
+_schedule += 'min_lr', 'scale_ends', 'shifted', 'per_step', 'seed'
+
+
 @patch
 def fit_recipe(
     self: Learner, epochs: int = None, recipe=None, seed: int = None, cbs=None
 ) -> Learner:
-    """Train by the learner's recipe or another, for its epochs or others: warm-up, then cosine.
-    On a CPU, same seed, same losses."""
+    """Train by the schedule of the learner's recipe, or of another, for its epochs or others.
+
+    On a CPU, same seed, same losses. ValueError for a recipe that differs in other fields.
+    """
     batch, epochs = _batch(self), None if epochs is None else check_whole(epochs, 'epochs')
-    recipe = get_recipe(recipe or getattr(self, 'recipe', 'micro')).lasting(epochs)
+    own = getattr(self, 'recipe', None)
+    recipe = get_recipe(recipe or own or 'micro')
+    other = [] if own is None else [k for k in own.diff(recipe) if k not in _schedule]
+    if other:
+        fields = ', '.join(other[:3])
+        raise ValueError(
+            f"The recipe {recipe.name!r} differs from the learner's in {fields}, which a fit "
+            "cannot change; give it to vit_learner."
+        )
+    recipe = recipe.lasting(epochs)
     if recipe.epochs != int(recipe.epochs):
         raise ValueError(f"The recipe has {recipe.epochs} epochs; ask for a whole number.")
     seed = getattr(self, 'seed', recipe.seed) if seed is None else seed
-    schedule = ParamScheduler(dict(lr=lambda pct: recipe.lr_at(pct * recipe.epochs, batch)))
+    epochs = int(recipe.epochs) + recipe.cooldown_epochs
+    schedule = ParamScheduler(dict(lr=lambda pct: recipe.lr_at(pct * epochs, batch)))
     schedule.recipe, schedule.seed = recipe, seed  # a `Checkpoint` compares them
     with seeded(seed):
         if hasattr(self.dls.train, 'rng'):
             self.dls.train.rng.seed(seed)  # fastai shuffles by a generator of its own
-        self.fit(int(recipe.epochs), cbs=[schedule, *L(cbs)])
+        self.fit(epochs, cbs=[schedule, *L(cbs)])
     return self
 
 # %% ../../nbs/train/25_learner.ipynb #ba3eb06f
+def wilson(hits: int, total: int) -> tuple:
+    "Wilson's 95 % interval (low, high) of a share."
+    ci = binomtest(hits, total).proportion_ci(0.95, 'wilson')
+    return float(ci.low), float(ci.high)
+
+
 @dataclass(frozen=True)
 class Accuracy:
     "Top-1 accuracy and recalls from a confusion matrix, with Wilson's 95 % interval."
@@ -476,8 +553,7 @@ class Accuracy:
 
     @property
     def interval(self):
-        ci = binomtest(self.correct, self.total).proportion_ci(0.95, 'wilson')
-        return float(ci.low), float(ci.high)
+        return wilson(self.correct, self.total)
 
     @property
     def majority(self):
@@ -494,33 +570,56 @@ class Accuracy:
         interval = f'95 % interval {100 * low:.1f} to {100 * high:.1f}'
         return f"{100 * self.top1:.1f} % of {self.total} images ({interval})"
 
+# %% ../../nbs/train/25_learner.ipynb #922270c0
+def outputs(
+    model,  # Learner or module
+    dl=None,  # loader of (images, labels, ...) or of (images,), or images (B, C, H, W) themselves;
+    # None: the learner's validation data
+    fn=None,  # function of images that gives what is wanted; None: what the model answers
+    progress: bool = True,  # show a bar, where there are more than 20 batches?
+) -> tuple:  # (N, ...) on the CPU; labels (N,), or None where there are none
+    "What `fn` gives for all images, in evaluation mode, without gradients; modes are put back."
+    if isinstance(model, Learner):
+        with fixed_references(model):
+            return outputs(model.model, model.dls.valid if dl is None else dl, fn, progress)
+    if dl is None:
+        raise ValueError("A model alone has no data; pass a loader, such as dls.valid.")
+    batches = [(dl,)] if torch.is_tensor(dl) else dl
+    long = progress and hasattr(batches, '__len__') and len(batches) > 20
+    device = next(model.parameters(), torch.empty(0)).device
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            parts = [
+                [(fn or model)(x.to(device).as_subclass(torch.Tensor)).cpu(), *y[:1]]
+                for x, *y in (progress_bar(batches, leave=False) if long else batches)
+            ]
+    finally:
+        for m, mode in modes:
+            m.training = mode
+    if not parts:
+        raise ValueError("There is nothing to evaluate: the loader gives no batch.")
+    found, *y = (torch.cat(part) for part in zip(*parts))
+    return found, y[0].as_subclass(torch.Tensor).cpu() if y else None
+
+
+def predictions(model, dl=None, progress: bool = True) -> tuple:
+    "Logits (N, K) and labels (N,) of a Learner or module on `dl`, as `outputs` takes them."
+    logits, labels = outputs(model, dl, progress=progress)
+    if logits.isnan().any():
+        raise ValueError("The model answers NaN, which is no class; train it anew.")
+    return logits, labels
+
 # %% ../../nbs/train/25_learner.ipynb #e2f8d99c
 def evaluate(
     model,  # Learner or module
     dl=None,  # loader of (images, labels, ...); None: the learner's validation data
 ) -> Accuracy:
     "Confusion matrix of `model` on `dl` in evaluation mode; modules keep their modes."
-    if isinstance(model, Learner):
-        with fixed_references(model):
-            return evaluate(model.model, model.dls.valid if dl is None else dl)
-    if dl is None:
-        raise ValueError("A model alone has no data; pass a loader: evaluate(model, dls.valid).")
-    device, counts = next(model.parameters()).device, 0
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for x, y, *_ in dl:
-                x, y = (t.to(device).as_subclass(torch.Tensor) for t in (x, y))
-                logits = model(x)
-                if logits.isnan().any():
-                    raise ValueError("The model answers NaN, which is no class; train it anew.")
-                k = logits.shape[1]
-                pairs = y.long() * k + logits.argmax(1)
-                counts += torch.bincount(pairs, minlength=k * k).view(k, k).cpu()
-    finally:
-        for m, mode in modes:
-            m.training = mode
-    if not torch.is_tensor(counts):
-        raise ValueError("There is nothing to evaluate: the loader gives no batch.")
+    logits, y = predictions(model, dl, progress=False)
+    dl = model.dls.valid if dl is None else dl
+    k = logits.shape[1]
+    pairs = y.long() * k + logits.argmax(1)
+    counts = torch.bincount(pairs, minlength=k * k).view(k, k)
     return Accuracy(counts, tuple(map(str, getattr(dl, 'vocab', None) or range(k))))

@@ -398,7 +398,15 @@ _photo = _micro.replace(
     warmup_epochs=2,
     source='vitlit: the protocol of the page about photographs',
 )
-recipes = {r.name: r for r in (*_of_families, _micro, _photo)}
+_finetune = _micro.replace(
+    name='finetune',
+    lr=5e-4,
+    epochs=20,
+    warmup_epochs=2,
+    layer_decay=0.75,
+    source='vitlit: a quarter of the rate of micro, layer decay as in MAE',
+)
+recipes = {r.name: r for r in (*_of_families, _micro, _photo, _finetune)}
 
 # %% ../../nbs/train/24_recipes.ipynb #c15a7d2b
 def get_recipe(recipe) -> Recipe:

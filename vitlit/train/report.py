@@ -91,12 +91,13 @@ def curves_figure(
 
 def confusion_figure(
     result,  # an Accuracy
+    ax=None,  # axes to draw on, new ones if None
 ) -> list:  # one axes
     "The confusion matrix, rows true, columns predicted: counts, colored by share of the row."
     share = result.counts / result.counts.sum(1, keepdim=True).clamp_min(1)
     k = len(result.classes)
     side = min(7, 1.5 + 0.3 * k)
-    ax = axes_grid(1, size=(max(3.4, side), max(2.6, side)))[0]
+    ax = axes_grid(1, size=(max(3.4, side), max(2.6, side)))[0] if ax is None else ax
     extent = (-0.5, k - 0.5, k - 0.5, -0.5)
     show_heat(share, ax, extent=extent, vmax=1.0)
     ax.set_axis_on()
