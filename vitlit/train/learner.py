@@ -454,7 +454,14 @@ def _batch(learn):
     return max([_bs(learn.dls), *accumulated])
 
 
-_of_a_run = 'run.json', 'history.csv', 'model.safetensors', 'references.safetensors', 'report.html'
+_of_a_run = (
+    'run.json',
+    'history.csv',
+    'checkpoints/step-*.pt',
+    'model.safetensors',
+    'references.safetensors',
+    'report.html',
+)
 
 
 @patch
@@ -464,7 +471,7 @@ def log_to(self: Learner, folder, force: bool = False) -> Learner:
 
     ValueError where the folder holds another run, unless `force`, which removes that.
     """
-    earlier = [f for f in map(Path(folder).joinpath, _of_a_run) if f.exists()]
+    earlier = [f for name in _of_a_run for f in Path(folder).glob(name)]
     if earlier and not force:
         raise ValueError(f"{folder} holds another run ({earlier[0].name}); choose another folder.")
     facts = dict(
