@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..core import atomic_path, check_whole, environment
+from .augmentation import augmentation_of
 from .learner import _batch, EpochLog
 
 # %% ../../nbs/train/25a_checkpoints.ipynb #d7f20e07
@@ -259,6 +260,7 @@ def facts_of_fit(learn) -> dict:
     dls, model, recipe = learn.dls, learn.model, json.loads(fit[0].recipe.to_json())
     weights = {f'shape of {n}': list(w.shape) for n, w in model.state_dict().items()}
     settings = {f'{k} of the recipe': v for k, v in recipe.items() if k not in _told}
+    settings |= {f'{k} of the loaders': v for k, v in augmentation_of(dls).items()}
     return weights | {
         'number of frozen weights': sum(not p.requires_grad for p in model.parameters()),
         'number of training images': len(dls.train_ds),
