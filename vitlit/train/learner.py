@@ -327,7 +327,7 @@ def _taught(recipe, cbs):
     given = any(isinstance(cb, TokenLabels) for cb in cbs)
     return [] if given else [TokenLabels(smoothing=recipe.label_smoothing)]
 
-
+# %% ../../nbs/train/25_learner.ipynb #1543d3d4
 def _of_recipe(recipe, n_out):
     "Callbacks and metrics that carry out `recipe`, for `n_out` classes."
     cbs, metrics = L(), L()
@@ -461,6 +461,8 @@ _of_a_run = (
     'model.safetensors',
     'references.safetensors',
     'report.html',
+    'averaged.safetensors',
+    'curves.png',
 )
 
 

@@ -343,13 +343,14 @@ class TokenLabels(Callback):
 
     def after_loss(self):
         if self.training:
-            self.learn.loss_grad = self.whole_loss(*self.tokens, *self.maps)
+            self.learn.loss_grad = _whole_loss(self, *self.tokens, *self.maps)
             self.learn.loss = self.loss_grad.clone()
 
-    def whole_loss(self, tokens, box, values, classes, known, place):
-        "That of images and tokens."
-        label = LabelMap(*(t.as_subclass(torch.Tensor) for t in (values, classes)))
-        grid, how = tuple(tokens.shape[1:3]), dict(smoothing=self.smoothing, known=known)
-        y = self.y.as_subclass(torch.Tensor)
-        target = token_targets(label, y, tokens.shape[-1], grid, place=place, **how)
-        return self.token_loss(self.pred, tokens.flatten(1, 2), target, box, grid)
+# %% ../../nbs/train/28_token_training.ipynb #3840c3ce
+def _whole_loss(cb, tokens, box, values, classes, known, place):
+    "The loss of images and tokens, for the `TokenLabels` of a learner."
+    label = LabelMap(*(t.as_subclass(torch.Tensor) for t in (values, classes)))
+    grid, how = tuple(tokens.shape[1:3]), dict(smoothing=cb.smoothing, known=known)
+    y = cb.y.as_subclass(torch.Tensor)
+    target = token_targets(label, y, tokens.shape[-1], grid, place=place, **how)
+    return cb.token_loss(cb.pred, tokens.flatten(1, 2), target, box, grid)

@@ -41,7 +41,7 @@ from vitlit.train.runs import (
 )
 from ..weights import save_weights
 
-# %% ../../nbs/train/27a_training.ipynb #335676f8
+# %% ../../nbs/train/27a_training.ipynb #726948fb
 from fastai.callback.training import GradientAccumulation
 
 # %% ../../nbs/train/27a_training.ipynb #42cea62e
@@ -179,6 +179,7 @@ def _accumulation(dls, batch):
 # %% ../../nbs/train/27a_training.ipynb #08c0fd47
 def _keep(learn, folder):
     "Write weights, references and curves of a trained learner; its accuracy in words."
+    found = evaluate(learn)  # makes the references, too
     save_weights(learn.model, folder / 'model.safetensors')
     for cb in learn.cbs:
         if isinstance(cb, WeightAverage):
@@ -187,7 +188,7 @@ def _keep(learn, folder):
         save_references(learn.references, folder / 'references.safetensors')
     with open(folder / 'history.csv', newline='') as f:
         _save(curves_figure(list(csv.DictReader(f))), folder / 'curves.png')
-    return f"Accuracy {evaluate(learn)}."
+    return f"Accuracy {found}."
 
 
 def _save(axes, path):
