@@ -630,6 +630,7 @@ def training_sample(
 ):  # a loader
     "A loader of `n` training images, drawn at random, without augmentation."
     images, rows = dls.train_ds, check_whole(n, 'n')
+    images = getattr(images, 'base', images)  # they may have label maps
     rows = sorted(random.Random(seed).sample(range(len(images)), min(n, len(images))))
     if isinstance(images, Images):
         return dls.valid.new(images.subset(rows))
