@@ -22,6 +22,7 @@ from ..core import atomic_path
 from ..papers.ista2 import load_references, references, save_references
 from ..show import axes_grid, save_figure
 from . import checkpoints, data as sets
+from .augmentation import recipe_transform
 from .callbacks import WeightAverage
 from .checkpoints import Checkpoint
 from .evaluation import imagenet_columns, judge, real_labels, reliability_diagram
@@ -95,7 +96,11 @@ def training_data(
         size = size or r.img_size
         given = dict(size=size) if size else {}
         mild = {} if data == 'scenes' else dict(augment=not own)
-        return _sets[data](bs=bs or min(r.batch, 64), seed=seed, **given, **mild, **own)
+        dls = _sets[data](bs=bs or min(r.batch, 64), seed=seed, **given, **mild, **own)
+        if own and data == 'digits':  # a mirrored digit is none
+            size, how = dls.train_ds.x.shape[2:], dict(hflip=0.0, normalize=False)
+            dls.train_ds.tfm = recipe_transform(r, size, *sets.stats_of(dls), **how)
+        return dls
     if not Path(data).is_dir():
         known = ', '.join(map(repr, _sets))
         raise ValueError(f"{data!r} is neither a folder nor one of {known}; give one of them.")
