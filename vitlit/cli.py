@@ -195,7 +195,9 @@ def vitlit_finetune(
     data: _Param(_data, str, opt=False),
     recipe: _Param('name of a recipe', str) = 'finetune',
     set: _Param('fields of the recipe, such as lr=1e-4', str, nargs='*') = (),
-    epochs: _Param('passes through the images; default: the recipe says', int) = None,
+    epochs: _Param(
+        'passes through the images; default: what the data and the recipe need', int
+    ) = None,
     bs: _Param('images a batch; default: what suits the data', int) = None,
     img_size: _Param('pixels a side; default: what the weights saw', int) = None,
     seed: _Param('of the new classifier, order and augmentation', int) = None,
@@ -208,7 +210,7 @@ def vitlit_finetune(
     kind = dict(
         model=photo_name(model), data=data, recipe=recipe, settings=set, epochs=epochs, bs=bs
     )
-    kind |= dict(size=img_size, seed=seed, pretrained=True, resume=resume)
+    kind |= dict(size=img_size, seed=seed, pretrained=True, resume=resume, steps=400)
     _command(_train, out=out, force=force, quiet=quiet, **kind)
 
 # %% ../nbs/90_cli.ipynb #15c5afed

@@ -127,6 +127,7 @@ def train(
     recipe='micro',  # name in `recipes`, or a Recipe
     settings=(),  # as in `with_settings`
     epochs: int = None,  # None: the recipe's; with others it keeps its shape
+    steps: int = None,  # as many epochs as these take, if that is more, at most 60; None: no matter
     bs: int = None,  # images a batch, as in `training_data`
     batch: int = None,  # images a step, of as many batches as that takes; None: one batch
     size=None,  # pixels, or (height, width), as in `training_data`
@@ -151,6 +152,8 @@ def train(
     recipe = with_settings(recipe, settings).lasting(epochs)
     seed = recipe.seed if seed is None else seed
     dls = training_data(data, recipe, model, size, bs, seed)
+    if steps and epochs is None:
+        recipe = recipe.lasting(max(recipe.epochs, min(60, -(-steps // len(dls.train)))))
     cbs = _accumulation(dls, batch)
     with _fetching(model) if pretrained else nullcontext():
         learn = vit_learner(dls, model, recipe, pretrained, seed=seed, cbs=cbs)
@@ -169,7 +172,7 @@ def train(
         print(f"{_keep(learn, folder)}\nRun: {folder}")
     return folder
 
-
+# %% ../../nbs/train/27a_training.ipynb #08c0fd47
 def _accumulation(dls, batch):
     "What makes a step of `batch` images, [] where a batch is a step; ValueError for a fraction."
     bs = dls.train.bs
@@ -181,7 +184,7 @@ def _accumulation(dls, batch):
         )
     return [GradientAccumulation(batch)]
 
-# %% ../../nbs/train/27a_training.ipynb #08c0fd47
+
 def _keep(learn, folder):
     "Write weights, references and curves of a trained learner; its accuracy in words."
     found = evaluate(learn)  # makes the references, too
