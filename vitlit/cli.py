@@ -210,7 +210,7 @@ def vitlit_finetune(
     kind = dict(
         model=photo_name(model), data=data, recipe=recipe, settings=set, epochs=epochs, bs=bs
     )
-    kind |= dict(size=img_size, seed=seed, pretrained=True, resume=resume, steps=400)
+    kind |= dict(size=img_size, seed=seed, pretrained=True, resume=resume, fitting=True)
     _command(_train, out=out, force=force, quiet=quiet, **kind)
 
 # %% ../nbs/90_cli.ipynb #15c5afed

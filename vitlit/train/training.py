@@ -36,6 +36,7 @@ from vitlit.train.runs import (
     check_weights,
     claimed,
     fitting_batch,
+    fitting_epochs,
     load_model,
     require_model,
     split_of,
@@ -127,7 +128,7 @@ def train(
     recipe='micro',  # name in `recipes`, or a Recipe
     settings=(),  # as in `with_settings`
     epochs: int = None,  # None: the recipe's; with others it keeps its shape
-    steps: int = None,  # as many epochs as these take, if that is more, at most 60; None: no matter
+    fitting: bool = False,  # without `epochs`: at least those of `fitting_epochs`?
     bs: int = None,  # images a batch, as in `training_data`
     batch: int = None,  # images a step, of as many batches as that takes; None: one batch
     size=None,  # pixels, or (height, width), as in `training_data`
@@ -152,8 +153,9 @@ def train(
     recipe = with_settings(recipe, settings).lasting(epochs)
     seed = recipe.seed if seed is None else seed
     dls = training_data(data, recipe, model, size, bs, seed)
-    if steps and epochs is None:
-        recipe = recipe.lasting(max(recipe.epochs, min(60, -(-steps // len(dls.train)))))
+    if fitting and epochs is None:
+        least = fitting_epochs(len(dls.train_ds), dls.train.bs)
+        recipe = recipe.lasting(max(recipe.epochs, least))
     cbs = _accumulation(dls, batch)
     with _fetching(model) if pretrained else nullcontext():
         learn = vit_learner(dls, model, recipe, pretrained, seed=seed, cbs=cbs)
