@@ -118,7 +118,7 @@ def _worst(a, b, equal_nan):
 
 def _compare(name, where, a, b, allow_empty, equal_nan=False, **how):
     "Compare two leaves of one kind with `torch.testing.assert_close`."
-    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    a, b = (torch.as_tensor(x, dtype=torch.float64 if type(x) is float else None) for x in (a, b))
     head = f"{name}{' at ' + where if where else ''}: "
     if b.numel() == 0 and a.numel() == 0 and not allow_empty:
         raise AssertionError(head + f"both are empty, shape {tuple(a.shape)}")
