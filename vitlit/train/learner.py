@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['model_for', 'decay_groups', 'PairedOptim', 'recipe_optim', 'MarkTrained', 'FiniteLoss', 'EpochLog', 'FixedReferences',
-           'fixed_references', 'vit_learner', 'wilson', 'Accuracy', 'outputs', 'predictions', 'evaluate']
+           'fixed_references', 'vit_learner', 'process', 'wilson', 'Accuracy', 'outputs', 'predictions', 'evaluate']
 
 # %% ../../nbs/train/25_learner.ipynb #44429d85
 import csv
@@ -245,6 +245,8 @@ class EpochLog(Callback):
         self.trained_epoch = False
         row = dict(zip(self.recorder.metric_names, self.recorder.log))
         self.rows.append(row | dict(epoch=len(self.rows)))
+        if process()[0]:
+            return  # the first process writes
         names = dict.fromkeys(k for r in self.rows for k in r)
         with atomic_path(self.folder / 'history.csv') as temp, open(temp, 'w', newline='') as f:
             table = csv.DictWriter(f, list(names), restval='', lineterminator='\n')
@@ -326,6 +328,15 @@ def _taught(recipe, cbs):
 
     given = any(isinstance(cb, TokenLabels) for cb in cbs)
     return [] if given else [TokenLabels(smoothing=recipe.label_smoothing)]
+
+
+def _together():
+    "Callbacks of a learner that is made while several processes train together."
+    if process()[1] == 1:
+        return []
+    from vitlit.train.distributed import over_processes  # not above: that page stands on this one
+
+    return over_processes()
 
 # %% ../../nbs/train/25_learner.ipynb #1543d3d4
 def _of_recipe(recipe, n_out):
@@ -431,15 +442,17 @@ def vit_learner(
         own.append(MixedPrecision())
     loss_func = loss_func or SoftCrossEntropy(label_smoothing=recipe.label_smoothing)
     metrics = L(metrics) + more_metrics
-    own += L(cbs) + _taught(recipe, L(cbs))
+    own += L(cbs) + _taught(recipe, L(cbs)) + _together()
     splitter = partial(decay_groups, layers=bool(recipe.layer_decay))
     options = dict(splitter=splitter, cbs=own, metrics=metrics, path=path)
     opt = partial(recipe_optim, recipe=recipe)
-    learn = Learner(dls, model, loss_func, opt, lr=recipe.lr, **options)
+    with seeded(seed):  # callbacks may have weights of their own
+        learn = Learner(dls, model, loss_func, opt, lr=recipe.lr, **options)
     learn.arch = _name_of(arch)
     learn.recipe, learn.seed, learn.img_size, learn.in_chans = recipe, seed, size, in_chans
     learn.lr = recipe.lr_for(_batch(learn))
-    for sentence in filter(None, (recipe.batch_note(_batch(learn)), *_left_out(recipe, size, dls))):
+    notes = recipe.batch_note(_batch(learn)), *_left_out(recipe, size, dls)
+    for sentence in filter(None, () if process()[0] else notes):
         warnings.warn(sentence)
     return learn.log_to(log_dir) if log_dir else learn
 
@@ -448,10 +461,17 @@ def _bs(dls):
     return getattr(dls.train, 'bs', None) or getattr(dls.train, 'batch_size', 0)
 
 
+def process() -> tuple:
+    "Number of this process, and of all that train together: (0, 1) for one that trains alone."
+    group = torch.distributed
+    together = group.is_available() and group.is_initialized()
+    return (group.get_rank(), group.get_world_size()) if together else (0, 1)
+
+
 def _batch(learn):
-    "Images behind one step of the optimizer."
+    "Images behind one step of the optimizer, of all processes."
     accumulated = [cb.n_acc for cb in learn.cbs if isinstance(cb, GradientAccumulation)]
-    return max([_bs(learn.dls), *accumulated])
+    return max([_bs(learn.dls), *accumulated]) * process()[1]
 
 
 _of_a_run = (
@@ -473,6 +493,8 @@ def log_to(self: Learner, folder, force: bool = False) -> Learner:
 
     ValueError where the folder holds another run, unless `force`, which removes that.
     """
+    if process()[0]:  # the first process writes
+        return self.add_cbs(EpochLog(folder))
     earlier = [f for name in _of_a_run for f in Path(folder).glob(name)]
     if earlier and not force:
         raise ValueError(f"{folder} holds another run ({earlier[0].name}); choose another folder.")
@@ -484,6 +506,7 @@ def log_to(self: Learner, folder, force: bool = False) -> Learner:
         classes=list(map(str, getattr(self.dls, 'vocab', None) or [])),
         seed=self.seed,
         batch=_batch(self),
+        processes=process()[1],
         environment=environment(),
         recipe=json.loads(self.recipe.to_json()),
         loaders=augmentation_of(self.dls),

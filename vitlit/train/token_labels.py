@@ -231,6 +231,7 @@ def label_folder(
     folder = Path(folder)
     out = Path(out or f'{folder.absolute()}-labels')
     plan = _planned(folder, out)
+    _check_teacher(model, bs)
     look, pixels = _eye(model, size, faithful)
     facts = dict(model=name or type(model).__name__, classes=model.num_classes)
     facts |= dict(size=list(pixels), k=check_whole(k, 'k'), faithful=bool(faithful))
@@ -252,6 +253,16 @@ def label_folder(
     finally:
         model.train(was)
     return out
+
+
+def _check_teacher(model, bs):
+    "ValueError for a teacher whose maps would depend on the other images of the batch."
+    coupled = getattr(getattr(model, 'card', None), 'batch_coupled', False)
+    if coupled and bs != 1 and any(getattr(m, 'bank', m) is None for m in model.modules()):
+        raise ValueError(
+            f"bs is {bs}, but what {type(model).__name__} says of an image depends on the others in "
+            "its batch; label inside references(model, bank), of vitlit.papers.ista2, or with bs=1."
+        )
 
 
 def _eye(model, size, faithful):
