@@ -29,7 +29,7 @@ def recipe_transform(
     mean=IMAGENET_DEFAULT_MEAN,  # per channel; RandAugment fills with it what it uncovers
     std=IMAGENET_DEFAULT_STD,  # per channel
     training: bool = True,  # with all that is random, or as images are evaluated?
-    **kwargs,  # more options of timm's `create_transform`, such as hflip; they win
+    **kwargs,  # more options of timm's `create_transform`, such as vflip; they win
 ):  # torchvision's `Compose`
     """timm's transform of a PIL image with the values of `recipe`: to floats (3, *`size`),
     normalized and erased, or with `normalize=False` to bytes, neither normalized nor erased.
@@ -41,11 +41,11 @@ def recipe_transform(
     options |= dict(re_prob=check_share(r.erasing, 'erasing'), re_mode='pixel')
     if not training:
         how = 'bicubic' if r.interpolation == 'random' else r.interpolation
-        options = dict(crop_pct=r.crop_pct, interpolation=how)
+        options = dict(interpolation=how) | {f: getattr(r, f) for f in _seen}
     options |= kwargs
     made = _timm(input_size=to_pair(size), mean=mean, std=std, is_training=training, **options)
     given = {f: options[o] for f, o in _training.items()} if training else _whole
-    made.fields = given if training else given | dict(crop_pct=options['crop_pct'])
+    made.fields = given if training else given | {f: options[f] for f in _seen}
     return made
 
 
@@ -55,8 +55,11 @@ _training = {  # field of a recipe: timm's option
     'crop_scale': 'scale',
     'crop_ratio': 'ratio',
     'interpolation': 'interpolation',
+    'hflip': 'hflip',
 }
-_whole = dict(rand_augment='', color_jitter=0.0, crop_scale=(1.0, 1.0), crop_pct=1.0)
+_seen = 'crop_pct', 'crop_mode'  # of a recipe and of timm, where a model is evaluated
+_whole = dict(rand_augment='', color_jitter=0.0, crop_scale=(1.0, 1.0), hflip=0.0)
+_whole |= dict(crop_pct=1.0, crop_mode='center')
 
 # %% ../../nbs/train/21a_augmentation.ipynb #106afaf0
 def _timm(**options):
@@ -106,7 +109,7 @@ def augmentation_of(dls) -> dict:
     if None in fields:
         return {}
     times = dls.train.repeats
-    done = dict(crop_pct=fields[-1].get('crop_pct'), erasing=0.0)
+    done = {f: fields[-1].get(f) for f in _seen} | dict(erasing=0.0)
     done |= dict(repeated_augmentation={1: False, 3: True}.get(times, times))
     for t in dls.train.after_batch.fs:
         done |= getattr(t, 'fields', {})
@@ -127,7 +130,7 @@ def left_out(recipe, dls) -> dict:
     {field: (the recipe's value, the loaders' or None where nobody knows)}, {} where they agree.
     """
     r, done = get_recipe(recipe), augmentation_of(dls)
-    fields = done or (*_training, 'erasing', 'repeated_augmentation', 'crop_pct')
+    fields = done or (*_training, 'erasing', 'repeated_augmentation', *_seen)
     pairs = {f: (getattr(r, f), done.get(f)) for f in fields}
     if r.rand_augment:
         pairs.pop('color_jitter')  # RandAugment takes its place

@@ -559,10 +559,10 @@ def _asked(recipe, augment, erase, data, kwargs):
     "The recipe that options of `folder` amount to, and timm's other options."
     base = get_recipe('deit' if recipe is None else recipe)
     if recipe is None:  # DeiT's policy and erasing; for the rest the model's values, or timm's
-        own = {k: data[k] for k in ('interpolation', 'crop_pct')}
+        own = {k: data[k] for k in ('interpolation', 'crop_pct', 'crop_mode')}
         base = base.replace(color_jitter=0.4, **own)
     names = dict(scale='crop_scale', ratio='crop_ratio')
-    names |= {k: k for k in ('color_jitter', 'interpolation', 'crop_pct')}
+    names |= {k: k for k in ('color_jitter', 'interpolation', 'crop_pct', 'hflip')}
     changes = {names[k]: v for k, v in kwargs.items() if k in names and v is not None}
     if augment != 'recipe':
         changes['rand_augment'] = augment
@@ -604,9 +604,8 @@ def folder(
     files, bad = _readable_files(path, (train, valid), on_bad, verify, seed)
     r, options = _asked(recipe, augment, erase, data, kwargs)
     part_of = partial(recipe_transform, r, data['input_size'][1:], data['mean'], data['std'])
-    as_model = dict(interpolation=data['interpolation'], crop_mode=data['crop_mode'])
     bytes_ = dict(normalize=False)  # batches are normalized later
-    eval_tfm = part_of(training=False, **as_model, **bytes_)
+    eval_tfm = part_of(training=False, interpolation=data['interpolation'], **bytes_)
     train_tfm = eval_tfm if augment is None else part_of(**options, **bytes_)
     learned, held = files.values()
     vocab = CategoryMap(list(learned))

@@ -56,7 +56,9 @@ def cifar10(
     parts = []
     for k, (x, y) in enumerate(_cifar10(path, n_train)):
         parts.append(Images(_enlarged(x, size), y, CIFAR10, k))
-    tfms = [Flip(), Jitter(0, 0.1, 0.1, 'reflection')] if augment else []
+    flip = Flip()
+    flip.fields = dict(hflip=0.5)  # of a recipe
+    tfms = [flip, Jitter(0, 0.1, 0.1, 'reflection')] if augment else []
     tfms += kwargs.pop('tfms', ())
     return image_loaders(*parts, bs, seed=seed, tfms=tfms, **kwargs)
 

@@ -51,9 +51,13 @@ class Recipe:
     crop_scale: tuple = (0.08, 1.0)  # area of the random resized crop, as a share of the image's
     crop_ratio: tuple = (3 / 4, 4 / 3)  # width / height of the random resized crop
     interpolation: str = 'bicubic'  # of the random resized crop
+    hflip: float = 0.5  # probability of mirroring a training image, left to right
     erasing: float = 0.25  # probability of random erasing, filled with noise
     repeated_augmentation: bool = True  # three versions of an image in an epoch (RASampler)?
     crop_pct: float = 224 / 256  # evaluation: side of the center crop / side of the resized image
+    crop_mode: str = (
+        'center'  # evaluation, timm's: 'center' crop, 'squash' to the size, or 'border'
+    )
     img_size: int = None  # pixels a side, where it is not the model's own
     distillation: str = ''  # of a teacher's answers, 'hard' or 'soft'; '': none
     token_labels: bool = False  # a label for every token too (MixToken takes the place of mixup)?
@@ -240,11 +244,12 @@ _swin_384 = _swin.replace(
     min_lr=2e-7,
     drop_path=0.5,
     crop_pct=1.0,
+    crop_mode='squash',
     img_size=384,
     source='microsoft/Swin-Transformer@f82860b, swin_base_patch4_window12_384_finetune.yaml',
     notes=(
         'two steps of 512 images are accumulated',
-        'windows grow from 7 to 12 tokens; the test image is squeezed to 384×384, not cropped',
+        'windows grow from 7 to 12 tokens',
     ),
 )
 _dwnet = _swin.replace(

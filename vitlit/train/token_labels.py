@@ -260,8 +260,8 @@ def _check_teacher(model, bs):
     coupled = getattr(getattr(model, 'card', None), 'batch_coupled', False)
     if coupled and bs != 1 and any(getattr(m, 'bank', m) is None for m in model.modules()):
         raise ValueError(
-            f"bs is {bs}, but what {type(model).__name__} says of an image depends on others in its "
-            "batch; label inside references(model, bank) of vitlit.papers.ista2, or with bs=1."
+            f"bs is {bs}, but what {type(model).__name__} says of an image depends on its batch; "
+            "label inside references(model, bank) of vitlit.papers.ista2, or with bs=1."
         )
 
 
