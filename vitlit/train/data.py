@@ -627,7 +627,7 @@ def training_sample(
     n: int,  # how many at most
     seed: int = 0,  # of the choice
 ):  # a loader
-    "A loader of `n` training images, drawn at random, without augmentation."
+    "A loader of `n` training images and their labels, drawn at random, without augmentation."
     images, rows = dls.train_ds, check_whole(n, 'n')
     images = getattr(images, 'base', images)  # they may have label maps
     rows = sorted(random.Random(seed).sample(range(len(images)), min(n, len(images))))
@@ -637,4 +637,8 @@ def training_sample(
         kind = type(images).__name__
         raise ValueError(f"Nobody knows how {kind} looks without augmentation; sample it yourself.")
     items = [images.items[i] for i in rows]
-    return dls.valid.new(items) if isinstance(images, Labeled) else dls.test_dl(items)
+    if not isinstance(images, ImageFiles):
+        return dls.test_dl(items, with_labels=True)
+    part = images.subset(items)
+    part.tfm = dls.valid_ds.tfm
+    return dls.valid.new(part)
