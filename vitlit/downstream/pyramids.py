@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PaddedMixer', 'pad_mixers', 'MapBatchNorm', 'stage_norm', 'stem_on', 'embed_on', 'margins', 'upward', 'scaled_level',
-           'simple_levels', 'side_level', 'side_levels', 'Pyramid', 'dense_rules', 'pyramid']
+           'simple_levels', 'side_level', 'side_levels', 'Pyramid', 'under_prefix', 'dense_rules', 'pyramid']
 
 # %% ../../nbs/downstream/60_pyramids.ipynb #499bd166
 import copy
+import dataclasses
 import math
 
 import torch
@@ -215,35 +216,28 @@ class Pyramid(nn.Module):
         return maps
 
 # %% ../../nbs/downstream/60_pyramids.ipynb #93e62198
+def under_prefix(rules: NameRules, prefix: str) -> NameRules:
+    "The rules for the same names behind `prefix`; other names stay as they are."
+    return NameRules(
+        rules.source,
+        rules.mark.replace('^', f'^{prefix}'),
+        ((f'^{prefix}(.*)$', lambda m: prefix + rules.rename(m[1])),),
+        rules.tensors,
+        drop=rules.drop,
+    )
+
+
 def dense_rules(model: Backbone, prefix: str = '') -> tuple:
     """Rules for released checkpoints of the pyramid of `model`, whose names begin with `prefix`.
 
     Only those of the classifier's rules that rename; there are none for the others.
     """
-    return tuple(
-        NameRules(
-            rules.source,
-            rules.mark.replace('^', f'^{prefix}'),
-            ((f'^{prefix}(.*)$', lambda m, rules=rules: prefix + _renamed(model, rules, m[1])),),
-            rules.tensors,
-            drop=rules.drop,
-        )
-        for rules in getattr(model, 'name_rules', ())
-        if not rules.merge and rules.prepare is None
-    )
-
-
-def _renamed(model, rules, name):
-    "Our name for `name` in the backbone of a released dense prediction."
-    kind, _, rest = name.partition('.')
-    if kind in ('norm0', 'norm1', 'norm2', 'norm3') and isinstance(model, DWNet):
-        return f'levels.{kind[-1]}.0.{rest}'
-    if kind.startswith('side_layer'):
-        return f'levels.{int(kind[-1]) - 1}.{rest}'
-    name = rules.rename(name)
+    extra = [(r'^side_layer(\d)\.', lambda m: f'levels.{int(m[1]) - 1}.')]
     if isinstance(model, DWNet):
-        name = name.replace('.token_mixer.op.', '.token_mixer.op.mixer.')
-    return name
+        extra = [(r'^norm(\d)\.', r'levels.\1.0.'), (r'(\.token_mixer\.op\.)', r'\1mixer.')]
+    found = [r for r in getattr(model, 'name_rules', ()) if not r.merge and r.prepare is None]
+    dense = [dataclasses.replace(r, names=(*r.names, *extra)) for r in found]
+    return tuple(under_prefix(r, prefix) if prefix else r for r in dense)
 
 # %% ../../nbs/downstream/60_pyramids.ipynb #ac436eb6
 def pyramid(
