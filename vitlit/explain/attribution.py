@@ -246,6 +246,10 @@ _homes = dict(
     relevance='attention',
     integrated_gradients='gradients',
 )
+_of_captum = (
+    'saliency input_x_gradient gradient_shap smooth_grad occlusion grad_cam guided_grad_cam'
+)
+_more = dict.fromkeys(_of_captum.split(), 'captum_methods') | dict(rise='causal', patching='causal')
 
 
 def method(fn):
@@ -257,9 +261,13 @@ def method(fn):
     return fn
 
 
-def list_methods() -> list:
-    "Names that `explain` takes as `method`: ours, and those added with `@method`."
-    return list(dict.fromkeys([*_homes, *methods]))
+def list_methods(more: bool = False) -> list:
+    """Names that `explain` takes as `method`: ours, and those added with `@method`.
+
+    With `more` also captum's and the causal ones, which `compare` draws only when asked for.
+    """
+    names = dict.fromkeys([*_homes, *methods])
+    return [*(n for n in names if n not in _more), *(_more if more else ())]
 
 
 def find_method(name: str):
@@ -267,9 +275,10 @@ def find_method(name: str):
     name = name if isinstance(name, str) else repr(name)
     if name in methods:
         return methods[name]
-    if name not in _homes:
-        raise ValueError(f"There is no method {name!r}. {suggest(name, list_methods())}")
-    return getattr(import_module(f'vitlit.explain.{_homes[name]}'), name)
+    homes = _homes | _more
+    if name not in homes:
+        raise ValueError(f"There is no method {name!r}. {suggest(name, list_methods(True))}")
+    return getattr(import_module(f'vitlit.explain.{homes[name]}'), name)
 
 # %% ../../nbs/explain/41_attribution.ipynb #168675be
 def explain(
