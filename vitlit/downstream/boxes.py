@@ -198,7 +198,8 @@ def roi_features(
     for i, (level, stride) in enumerate(zip(maps, strides)):
         at = (levels == i).nonzero()[:, 0]
         if len(at):
-            boxes = rois[at].to(level)
+            kind = torch.promote_types(level.dtype, torch.float32)  # half has no fractions at 1000
+            level, boxes = level.to(kind), rois[at].to(kind)
             cells = roi_align(level, boxes, size, 1 / stride, sampling_ratio=0, aligned=True)
             out = out.index_copy(0, at, cells.to(out))
     return out
@@ -225,7 +226,7 @@ def best_of_each_class(
     row, label = (scores > least).nonzero(as_tuple=True)
     found = boxes[row] if boxes.ndim == 2 else boxes[row, label]
     score = scores[row, label]
-    kept = batched_nms(found, score, label, overlap)[:limit]
+    kept = batched_nms(found, score.to(found), label, overlap)[:limit]
     return dict(boxes=found[kept], scores=score[kept], labels=label[kept])
 
 # %% ../../nbs/downstream/62_boxes.ipynb #080a826c
@@ -241,6 +242,7 @@ def paste_masks(
         given = f'{len(boxes)} boxes, but masks of shape {tuple(masks.shape)}'
         raise ValueError(f"There are {given}; give one mask (m, m) for each box.")
     height, width = to_pair(size, 'size')
+    masks = masks.to(torch.promote_types(masks.dtype, torch.float32))
     out = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=masks.device)
     near = torch.cat((boxes[:, :2].floor() - 1, boxes[:, 2:].ceil() + 1), 1)
     near = clip_boxes_to_image(near, (height, width)).long().tolist()
