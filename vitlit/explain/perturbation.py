@@ -90,7 +90,7 @@ class Curve:
         span = float(self.share[-1] - self.share[0])
         return torch.trapezoid(values, self.share.double()) / span
 
-
+# %% ../../nbs/explain/44_perturbation.ipynb #2adfea48
 def perturbation_curve(
     model,  # returns logits (B, K)
     x: Tensor,  # images (B, C, H, W), as the model takes them
