@@ -4,19 +4,28 @@
 
 # %% auto #0
 __all__ = ['Steady', 'vitlit_models', 'vitlit_explain', 'vitlit_demo', 'vitlit_train', 'vitlit_finetune', 'vitlit_eval',
-           'vitlit_label']
+           'vitlit_label', 'command_of']
 
 # %% ../nbs/90_cli.ipynb #5bae8abb
 import os
 import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import Annotated
 
 import fastcore.script
 from fastcore.script import call_parse
 
 from .train.runs import demo, explain_files, photo_name, show_models
+
+# %% ../nbs/90_cli.ipynb #c5c33d78
+if __name__ == '__main__' and Path(sys.argv[0]).parts[-2:] == ('vitlit', 'cli.py'):
+    # `python -m vitlit.cli`: fastcore starts a command where it is defined, unless it is imported
+    from vitlit import cli
+
+    cli.command_of(sys.argv)()
+    raise SystemExit
 
 # %% ../nbs/90_cli.ipynb #2511c5f3
 def _annotated(help, type=str, default=None, **options):
@@ -168,7 +177,7 @@ def vitlit_train(
     recipe: _Param('name of a recipe', str) = 'micro',
     set: _Param('fields of the recipe, such as lr=1e-3 epochs=20', str, nargs='*') = (),
     epochs: _Param('passes through the images; default: the recipe says', int) = None,
-    bs: _Param('images a batch; default: the recipe, at most 64', int) = None,
+    bs: _Param('images a batch of a process; default: the recipe, at most 64', int) = None,
     batch: _Param('images a step, accumulated over batches; default: one batch', int) = None,
     size: _Param('pixels a side; default: what recipe, set or model say', int) = None,
     pretrained: _Param('start from trained weights', bool) = False,
@@ -271,3 +280,18 @@ def vitlit_label(
     "Write what a teacher sees in each part of each image, for token labeling."
     kind = dict(model=model, out=out, size=size, k=k, bs=bs)
     _command(_label, folder=folder, faithful=faithful, quiet=quiet, **kind)
+
+# %% ../nbs/90_cli.ipynb #e56305db
+def command_of(
+    words: list,  # of a command line, such as ['cli.py', 'train', 'pit_micro']; changed in place
+):
+    "The command of `python -m vitlit.cli NAME …`; `words` become those of `vitlit_NAME …`."
+    prefix = 'vitlit_'
+    commands = {n.removeprefix(prefix): f for n, f in globals().items() if n.startswith(prefix)}
+    name = words.pop(1) if len(words) > 1 else ''
+    if name not in commands:
+        known = ', '.join(sorted(commands))
+        print(f"python -m vitlit.cli {name}: name a command, one of {known}.", file=sys.stderr)
+        raise SystemExit(1)
+    words[0] = prefix + name
+    return commands[name]

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import atomic_path, check_whole, environment
+from ..core import atomic_path, check_whole, environment, seeded
 from .augmentation import augmentation_of
-from .learner import _batch, EpochLog
+from .learner import _batch, EpochLog, process
 
 # %% ../../nbs/train/25a_checkpoints.ipynb #d7f20e07
 from fastai.callback.core import Callback, CancelEpochException
@@ -176,15 +176,16 @@ def start_at(
     k: int,  # batches to leave out, without loading their images
     then=lambda: None,  # called before the first image is drawn
 ):
-    "Let the next pass through `dl` begin with batch `k` of the order that it would have had."
-    shuffled = dl.get_idxs
+    """Let the next pass through `dl` begin with batch `k` of the order that it would have had; of
+    several processes, each has trained on as many."""
+    shuffled, images = dl.get_idxs, k * (dl.bs or 1) * process()[1]
 
     def rest():
         dl.get_idxs, order = shuffled, shuffled()
 
         def drawn():
             then()
-            yield from islice(order, k * (dl.bs or 1), None)
+            yield from islice(order, images, None)
 
         return drawn()
 
@@ -266,7 +267,7 @@ def facts_of_fit(learn) -> dict:
         'number of training images': len(dls.train_ds),
         'list of classes': list(map(str, getattr(dls, 'vocab', None) or [])),
         'batch': _batch(learn),
-        'number of batches': len(dls.train),
+        'number of batches': len(dls.train) // process()[1],
         'number of epochs': learn.n_epoch,
         'seed': fit[0].seed,
         **settings,
@@ -356,13 +357,16 @@ class Checkpoint(Callback):
 def _write(cb, epoch, batch):
     "The next batch to train on is `batch` of `epoch`, both counted from 0."
     cb.due, path = False, cb.folder / 'checkpoints' / f'step-{cb.opt_steps:07}.pt'
+    draws, *others = _of_all(dict(begin=cb.begin, random=random_states(cb.dls.loaders)))
+    if process()[0]:
+        return  # the first process writes
     earlier = [p for p in list_checkpoints(cb.folder) if p < path]
     where = dict(epoch=epoch, batch=batch, steps=cb.opt_steps, every=cb.every, keep=cb.keep)
     state = dict(
         facts=cb.facts,
         versions=cb.versions,
-        begin=cb.begin,  # random states of the beginning of this epoch
-        random=random_states(cb.dls.loaders),
+        **draws,  # random states, now and at the beginning of this epoch
+        others=others,  # those of the other processes
         **where,
         **training_state(cb.learn),
     )
@@ -374,6 +378,14 @@ def _write(cb, epoch, batch):
         raise ValueError(f"{why}; make room, then go on with resume.") from e
     for p in earlier[: max(0, len(earlier) + 1 - cb.keep)]:
         p.unlink()
+
+
+def _of_all(mine):
+    "What `mine` is in each process, a list."
+    found = [mine] * process()[1]
+    if len(found) > 1:
+        torch.distributed.all_gather_object(found, mine)
+    return found
 
 # %% ../../nbs/train/25a_checkpoints.ipynb #5bd2470b
 def _check_start(cb):
@@ -392,6 +404,8 @@ def _check_start(cb):
     if cb.every and not _in_order(learn.dls.train):
         rule = "which needs fastai's loader of a list of images with num_workers=0"
         raise ValueError(f"every={cb.every} asks to go on inside an epoch, {rule}; leave it out.")
+    if process()[0]:
+        return  # the first process writes
     try:
         place.mkdir(parents=True, exist_ok=True)
         for p in place.glob('.step-*'):  # half written, when a run was killed
@@ -462,10 +476,21 @@ def _pass_epoch(cb):
 
 def _load(cb):
     "Put everything where it was, and tell from where."
-    state, cb.resumed = cb.resumed, None
+    state, cb.resumed = cb.resumed | _draws_of(cb.resumed), None
     load_training_state(cb.learn, state)
     set_random_states(state['random'], cb.dls.loaders)
     return state
+
+
+def _draws_of(state):
+    "Random states of this process; of one that the run did not have before, new ones."
+    each = [{k: state[k] for k in ('begin', 'random')}, *state.get('others', ())]
+    number = process()[0]
+    if number < len(each):
+        return each[number]
+    with seeded(1000 * state['steps'] + number):
+        new = random_states()
+    return {k: new | dict(loaders=draws['loaders']) for k, draws in each[0].items()}
 
 
 def _go_on_inside(cb):

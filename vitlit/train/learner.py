@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['model_for', 'decay_groups', 'PairedOptim', 'recipe_optim', 'MarkTrained', 'FiniteLoss', 'EpochLog', 'FixedReferences',
-           'fixed_references', 'vit_learner', 'process', 'wilson', 'Accuracy', 'outputs', 'predictions', 'evaluate']
+           'fixed_references', 'vit_learner', 'process', 'Autocast', 'Compiled', 'Checkpointed', 'wilson', 'Accuracy',
+           'outputs', 'predictions', 'evaluate']
 
 # %% ../../nbs/train/25_learner.ipynb #44429d85
 import csv
 import itertools
 import json
+import math
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -226,7 +228,8 @@ class FiniteLoss(Callback):
 
 # %% ../../nbs/train/25_learner.ipynb #a1b34ab2
 class EpochLog(Callback):
-    """Write losses and metrics of every trained epoch to `folder`/history.csv, in one step.
+    """Write losses and metrics of every trained epoch to `folder`/history.csv, and to history.jsonl
+    for programs, each whole or not at all.
 
     Epochs of a second fit follow those of the first.
     """
@@ -252,12 +255,21 @@ class EpochLog(Callback):
             table = csv.DictWriter(f, list(names), restval='', lineterminator='\n')
             table.writeheader()
             table.writerows(self.rows)
+        with atomic_path(self.folder / 'history.jsonl') as temp:
+            temp.write_text(''.join(json.dumps(_numbers(row)) + '\n' for row in self.rows))
 
     def state_dict(self):
         return dict(rows=self.rows)
 
     def load_state_dict(self, state):
         self.rows = state['rows']
+
+
+def _numbers(row):
+    "A row of a log with plain numbers, null for those that are not finite."
+    plain = {k: v.item() if hasattr(v, 'item') else v for k, v in row.items()}
+    odd = lambda v: isinstance(v, float) and not math.isfinite(v)
+    return {k: None if odd(v) else v for k, v in plain.items()}
 
 # %% ../../nbs/train/25_learner.ipynb #f418c9e5
 class FixedReferences(Callback):
@@ -438,7 +450,7 @@ def vit_learner(
         own.append(FixedReferences(_bs(dls)))
     cbs_of_recipe, more_metrics = _of_recipe(recipe, n_out)
     own += cbs_of_recipe
-    if recipe.amp and _on_gpu(dls):
+    if recipe.amp and _on_gpu(dls) and not any(isinstance(cb, Autocast) for cb in L(cbs)):
         own.append(MixedPrecision())
     loss_func = loss_func or SoftCrossEntropy(label_smoothing=recipe.label_smoothing)
     metrics = L(metrics) + more_metrics
@@ -477,6 +489,7 @@ def _batch(learn):
 _of_a_run = (
     'run.json',
     'history.csv',
+    'history.jsonl',
     'checkpoints/step-*.pt',
     'model.safetensors',
     'references.safetensors',
@@ -556,6 +569,49 @@ def fit_recipe(
             self.dls.train.rng.seed(seed)  # fastai shuffles by a generator of its own
         self.fit(epochs, cbs=[schedule, *L(cbs)])
     return self
+
+# %% ../../nbs/train/25_learner.ipynb #7524981d
+class Autocast(Callback):
+    "Compute matrix products in bfloat16, half the bytes of float32 with its range; weights stay."
+
+    order = MixedPrecision.order  # in its place
+
+    def before_batch(self):
+        device = next(self.model.parameters()).device.type
+        self.inside = torch.autocast(device, torch.bfloat16)
+        self.inside.__enter__()
+
+    def after_pred(self):
+        self.learn.pred = self.pred.float()
+        self.inside.__exit__(None, None, None)
+
+
+class Compiled(Callback):
+    "Compile the model for the time of a fit, by `torch.compile` and its options."
+
+    order = 70  # behind callbacks that prepare the model
+
+    def __init__(self, **options):
+        self.options = options
+
+    def before_fit(self):
+        self.model.compile(**self.options)
+
+    def after_fit(self):
+        self.model._compiled_call_impl = None  # torch has no name for the way back
+
+
+class Checkpointed(Callback):
+    "Forget what layers computed and compute it again in the backward pass: less memory, more time."
+
+    def before_fit(self):
+        if not hasattr(self.model, 'set_grad_checkpointing'):
+            kind = type(self.model).__name__
+            raise ValueError(f"{kind} has no set_grad_checkpointing; leave Checkpointed out.")
+        self.model.set_grad_checkpointing(True)
+
+    def after_fit(self):
+        self.model.set_grad_checkpointing(False)
 
 # %% ../../nbs/train/25_learner.ipynb #ba3eb06f
 def wilson(hits: int, total: int) -> tuple:

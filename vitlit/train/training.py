@@ -22,11 +22,11 @@ from ..core import atomic_path
 from ..papers.ista2 import load_references, references, save_references
 from ..show import axes_grid, save_figure
 from . import checkpoints, data as sets
-from .augmentation import recipe_transform
 from .callbacks import WeightAverage
 from .checkpoints import Checkpoint
+from .distributed import of_first, processes
 from .evaluation import imagenet_columns, judge, real_labels, reliability_diagram
-from .learner import evaluate, predictions, vit_learner
+from .learner import evaluate, predictions, process, vit_learner
 from .photographs import cifar10
 from .recipes import get_recipe, Recipe
 from .report import confusion_figure, curves_figure
@@ -93,15 +93,12 @@ def training_data(
     "Loaders of `data` with the augmentation of `recipe`; ValueError for what is no data."
     r = get_recipe(recipe)
     if data in _sets:
-        own = dict(recipe=r) if _augments(r) else {}
+        fair = r.replace(hflip=0.0) if data == 'digits' else r  # a mirrored digit is none
+        own = dict(recipe=fair) if _augments(r) else {}
         size = size or r.img_size
         given = dict(size=size) if size else {}
         mild = {} if data == 'scenes' else dict(augment=not own)
-        dls = _sets[data](bs=bs or min(r.batch, 64), seed=seed, **given, **mild, **own)
-        if own and data == 'digits':  # a mirrored digit is none
-            size, how = dls.train_ds.x.shape[2:], dict(hflip=0.0, normalize=False)
-            dls.train_ds.tfm = recipe_transform(r, size, *sets.stats_of(dls), **how)
-        return dls
+        return _sets[data](bs=bs or min(r.batch, 64), seed=seed, **given, **mild, **own)
     if not Path(data).is_dir():
         known = ', '.join(map(repr, _sets))
         raise ValueError(f"{data!r} is neither a folder nor one of {known}; give one of them.")
@@ -122,6 +119,7 @@ def _augments(r):
     return bool(asks or tuple(r.crop_scale) != (1.0, 1.0))
 
 # %% ../../nbs/train/27a_training.ipynb #be3b47a8
+@processes()
 def train(
     model='pit_micro',  # name of ours or timm's
     data='digits',  # as in `training_data`
@@ -130,7 +128,7 @@ def train(
     epochs: int = None,  # None: the recipe's; with others it keeps its shape
     fitting: bool = False,  # without `epochs`: at least those of `fitting_epochs`?
     bs: int = None,  # images a batch, as in `training_data`
-    batch: int = None,  # images a step, of as many batches as that takes; None: one batch
+    batch: int = None,  # images a step, of as many batches as that takes; None: one of each process
     size=None,  # pixels, or (height, width), as in `training_data`
     pretrained: bool = False,  # start from trained weights?
     seed: int = None,  # of weights, order and augmentation; None: the recipe's
@@ -139,7 +137,7 @@ def train(
     resume: bool = False,  # go on with the run in `out`?
     force: bool = False,  # write into `out` even if it holds something?
     quiet: bool = False,  # no progress bars?
-) -> Path:  # the folder: run.json, history.csv, curves.png, checkpoints, model.safetensors
+) -> Path:  # the folder: run.json, history.csv, .jsonl, curves.png, checkpoints, weights
     """Train a model; its folder is all that `resume`, `evaluate_model` and `explain_files` need.
 
     ValueError or KeyError, before anything is written, for what cannot be.
@@ -149,7 +147,9 @@ def train(
         check_weights(model)
     if resume and not (out and (Path(out) / 'run.json').is_file()):
         raise ValueError(f"There is no run in {out} to go on with; name its folder with --out.")
-    check_out(out, force or resume)
+    first = not process()[0]  # of several processes, see `vitlit.train.distributed`; it writes
+    if first:
+        check_out(out, force or resume)
     recipe = with_settings(recipe, settings).lasting(epochs)
     seed = recipe.seed if seed is None else seed
     dls = training_data(data, recipe, model, size, bs, seed)
@@ -160,31 +160,36 @@ def train(
     with _fetching(model) if pretrained else nullcontext():
         learn = vit_learner(dls, model, recipe, pretrained, seed=seed, cbs=cbs)
     need = 4 * sum(p.numel() for p in learn.model.parameters()) + 4 * 2**20
-    with claimed(out, 'vitlit_train', force or resume, need) as folder:
+    claim = claimed(out, 'vitlit_train', force or resume, need) if first else nullcontext()
+    with claim as folder:
+        folder = of_first(folder)
         if resume:
             checkpoints.resume(learn, folder)
         else:
             learn.log_to(folder, force).add_cb(Checkpoint(folder, every))
-        n = len(dls.train_ds)
-        print(f"Training {model} on {data}: {n:,} images, {len(dls.train)} steps an epoch.")
+        if first:
+            n, steps = len(dls.train_ds), len(dls.train) // process()[1]
+            print(f"Training {model} on {data}: {n:,} images, {steps} steps an epoch.")
         with ExitStack() as stack:
-            for silence in (learn.no_bar, learn.no_logging) if quiet else ():
+            for silence in () if first and not quiet else (learn.no_bar, learn.no_logging):
                 stack.enter_context(silence())
             learn.fit_recipe()
-        print(f"{_keep(learn, folder)}\nRun: {folder}")
+        if first:
+            print(f"{_keep(learn, folder)}\nRun: {folder}")
     return folder
 
 # %% ../../nbs/train/27a_training.ipynb #08c0fd47
 def _accumulation(dls, batch):
     "What makes a step of `batch` images, [] where a batch is a step; ValueError for a fraction."
-    bs = dls.train.bs
-    if batch is None or batch == bs:
+    bs, of = dls.train.bs, process()[1]
+    if batch is None or batch == bs * of:
         return []
-    if batch < bs or batch % bs:
+    if batch < bs * of or batch % (bs * of):
+        each = f'{bs} in each of {of} processes' if of > 1 else f'{bs}'
         raise ValueError(
-            f"A step of {batch} images is no whole number of batches of {bs}; change bs or batch."
+            f"A step of {batch} images is no whole number of batches of {each}; change bs or batch."
         )
-    return [GradientAccumulation(batch)]
+    return [GradientAccumulation(batch // of)]
 
 
 def _keep(learn, folder):
