@@ -78,7 +78,9 @@ def _published(seen):
 def _likely(model):
     "A guess at the rule, which saves looking twice."
     plain = getattr(model, 'num_prefix_tokens', 0) and len(getattr(model, 'stages', '1')) == 1
-    return 'identity' if plain else 'contribution'
+    head = getattr(model, 'head', None)  # some read the patches too
+    patches = getattr(head, 'pool', 'token') != 'token' or getattr(head, 'token_weight', 0)
+    return 'identity' if plain and not patches else 'contribution'
 
 
 @method
