@@ -82,6 +82,10 @@ def _join(minutes):
     return store
 
 
+class _Stopped(ConnectionError):
+    "SIGTERM."
+
+
 @contextmanager
 def _told_to_stop():
     "Let SIGTERM, by which launchers end the processes that are left, raise an error."
@@ -90,7 +94,7 @@ def _told_to_stop():
         return
 
     def stop(*_):
-        raise ConnectionError(_lost('was told to stop (SIGTERM)'))
+        raise _Stopped(_lost('was told to stop (SIGTERM)'))
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -100,7 +104,7 @@ def _told_to_stop():
         raise
     signal.signal(signal.SIGTERM, before)
 
-
+# %% ../../nbs/train/25b_processes.ipynb #a04f3da5
 def _lost(what):
     number, of = process()
     remedy = 'what is on the disk is whole, and the run goes on from its last checkpoint (--resume)'
@@ -117,6 +121,8 @@ def _is_first(store):
 
 def _explained(e):
     "An error, or if it tells of a lost process, a sentence about that."
+    if isinstance(e, _Stopped):  # fastai puts its own words before a message
+        return ConnectionError(_lost('was told to stop (SIGTERM)'))
     words = 'onnection', 'peer', 'Timed out', 'timed out', 'Broken pipe', 'NCCL'
     if not isinstance(e, RuntimeError) or not any(w in str(e) for w in words):
         return e

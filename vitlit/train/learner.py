@@ -485,7 +485,7 @@ def _batch(learn):
     accumulated = [cb.n_acc for cb in learn.cbs if isinstance(cb, GradientAccumulation)]
     return max([_bs(learn.dls), *accumulated]) * process()[1]
 
-
+# %% ../../nbs/train/25_learner.ipynb #be0adb84
 _of_a_run = (
     'run.json',
     'history.csv',
