@@ -138,6 +138,8 @@ class DynamicConv(TokenMixer):
 class Pointwise(nn.Linear):
     "The paper's 1×1 convolution as a linear map of tokens, drawn as PyTorch draws convolutions."
 
+    mixes_tokens = False  # each token alone, as `vitlit.explain` wants to know
+
 # %% ../../nbs/papers/13_dwnet.ipynb #d9a69664
 @torch.fx.wrap  # a leaf of traced graphs
 @register_notrace_function
