@@ -26,7 +26,8 @@ from torch import Tensor
 
 from ..core import atomic_path, check_whole, environment, seeded
 from .augmentation import augmentation_of
-from .learner import _batch, EpochLog, process
+from .callbacks import process
+from .learner import _batch, EpochLog
 
 # %% ../../nbs/train/25a_checkpoints.ipynb #d7f20e07
 from fastai.callback.core import Callback, CancelEpochException

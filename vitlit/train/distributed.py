@@ -23,8 +23,7 @@ from torch import nn, Tensor
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from .callbacks import AveragedAccuracy
-from .learner import process
+from .callbacks import AveragedAccuracy, process
 
 # %% ../../nbs/train/25b_processes.ipynb #afa4dd66
 from fastai.callback.core import Callback

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['model_for', 'decay_groups', 'PairedOptim', 'recipe_optim', 'MarkTrained', 'FiniteLoss', 'EpochLog', 'FixedReferences',
-           'fixed_references', 'vit_learner', 'process', 'Autocast', 'Compiled', 'Checkpointed', 'wilson', 'Accuracy',
-           'outputs', 'predictions', 'evaluate']
+           'fixed_references', 'vit_learner', 'Autocast', 'Compiled', 'Checkpointed', 'wilson', 'Accuracy', 'outputs',
+           'predictions', 'evaluate']
 
 # %% ../../nbs/train/25_learner.ipynb #44429d85
 import csv
@@ -29,7 +29,8 @@ from .. import models
 from ..core import atomic_path, check_whole, environment, seeded, suggest, to_pair
 from ..papers.ista2 import build_references, references
 from .augmentation import augmentation_of, left_out
-from .callbacks import AveragedAccuracy, Distill, Mix, SoftCrossEntropy, WeightAverage
+from .callbacks import AveragedAccuracy, Distill, Mix, process, SoftCrossEntropy
+from .callbacks import WeightAverage
 from .recipes import get_recipe, Recipe
 
 # %% ../../nbs/train/25_learner.ipynb #e537ffa4
@@ -471,13 +472,6 @@ def vit_learner(
 # %% ../../nbs/train/25_learner.ipynb #e08c0a14
 def _bs(dls):
     return getattr(dls.train, 'bs', None) or getattr(dls.train, 'batch_size', 0)
-
-
-def process() -> tuple:
-    "Number of this process, and of all that train together: (0, 1) for one that trains alone."
-    group = torch.distributed
-    together = group.is_available() and group.is_initialized()
-    return (group.get_rank(), group.get_world_size()) if together else (0, 1)
 
 
 def _batch(learn):

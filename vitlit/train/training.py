@@ -22,11 +22,11 @@ from ..core import atomic_path
 from ..papers.ista2 import load_references, references, save_references
 from ..show import axes_grid, save_figure
 from . import checkpoints, data as sets
-from .callbacks import WeightAverage
+from .callbacks import process, WeightAverage
 from .checkpoints import Checkpoint
 from .distributed import of_first, processes
 from .evaluation import imagenet_columns, judge, real_labels, reliability_diagram
-from .learner import evaluate, predictions, process, vit_learner
+from .learner import evaluate, predictions, vit_learner
 from .photographs import cifar10
 from .recipes import get_recipe, Recipe
 from .report import confusion_figure, curves_figure
