@@ -125,7 +125,7 @@ def vitlit_explain(
         str,
     ) = 'pit_micro',
     method: _Param(
-        'attention, rollout, relevance, integrated_gradients, or all', str
+        'attention, rollout, relevance, lrp, integrated_gradients, or all', str
     ) = 'relevance',
     out: _Param('folder for the results; default: the next free vitlit_explain', str) = None,
     target: _Param('class to explain; default: the predicted one', str) = '',

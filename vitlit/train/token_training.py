@@ -38,6 +38,7 @@ with warnings.catch_warnings():  # fastai calls torch.jit.script, which torch ca
 
 # %% ../../nbs/train/28_token_training.ipynb #9ecc8226
 from fastai.callback.core import Callback
+from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.torch_basics import ItemTransform, Pipeline
@@ -345,6 +346,9 @@ class TokenLabels(Callback):
         if self.training:
             self.learn.loss_grad = _whole_loss(self, *self.tokens, *self.maps)
             self.learn.loss = self.loss_grad.clone()
+            for cb in self.learn.cbs:  # it has weighted the loss that this one replaces
+                if isinstance(cb, GradientAccumulation):
+                    cb.after_loss()
 
 # %% ../../nbs/train/28_token_training.ipynb #3840c3ce
 def _whole_loss(cb, tokens, box, values, classes, known, place):
