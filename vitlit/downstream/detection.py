@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['CASCADE', 'Brick', 'FeaturePyramid', 'RPNHead', 'propose', 'proposal_loss', 'BoxHead', 'MaskHead', 'box_losses',
            'mask_loss', 'cut_masks', 'StageRule', 'Drawn', 'draw_boxes', 'correct', 'CascadeHeads', 'detect',
-           'detection_size', 'pad_images', 'check_targets', 'rules_below', 'as_backbone', 'CascadeRCNN',
-           'cascade_mask_rcnn', 'WithPyramid', 'with_pyramid']
+           'detection_size', 'pad_images', 'check_targets', 'as_backbone', 'CascadeRCNN', 'cascade_mask_rcnn',
+           'WithPyramid', 'with_pyramid']
 
 # %% ../../nbs/downstream/62a_detection.ipynb #934e6355
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ from ..core import check_whole, to_pair
 from .boxes import anchors, as_rois, assign, at_random, best_of_each_class
 from .boxes import check_truths, decode, encode, giou_loss, paste_masks, RATIOS
 from .boxes import roi_features, sample, STRIDES
-from .pyramids import pyramid
+from .pyramids import pyramid, under_prefix
 
 # %% ../../nbs/downstream/62a_detection.ipynb #164ccded
 class Brick(nn.Sequential):
@@ -402,18 +401,6 @@ def check_targets(targets, sizes, classes, masks):
             raise ValueError(f"The masks of image {i} must be {shape}, one a box, got {given}.")
 
 
-def rules_below(prefix, module):
-    "The rules of a module for released names, for a model that has it at `prefix`."
-    return tuple(
-        replace(
-            rules,
-            mark=rules.mark.replace('^', f'^{prefix}'),
-            names=((f'^{prefix}(.*)$', lambda m, rules=rules: prefix + rules.rename(m[1])),),
-        )
-        for rules in getattr(module, 'name_rules', ())
-    )
-
-
 def as_backbone(backbone, pretrained, options):
     "A module that gives maps, with `channels` and `strides`, for what was given."
     if isinstance(backbone, (str, Backbone)):
@@ -451,7 +438,8 @@ class CascadeRCNN(nn.Module):
 
     @property
     def name_rules(self):
-        return rules_below('backbone.', self.backbone)
+        rules = getattr(self.backbone, 'name_rules', ())
+        return tuple(under_prefix(r, 'backbone.') for r in rules)
 
     def proposals(self, maps, sizes):
         "Boxes and scores of each image, and what the loss of the proposals takes."
