@@ -173,11 +173,17 @@ class Pyramid(nn.Module):
         super().__init__()
         self.stem, self.embed, self.stages = model.stem, model.embed, model.stages
         self.in_chans, self.per_block = model.in_chans, model.per_block
-        self.card, self.name_rules = getattr(model, 'card', None), dense_rules(model)
+        self.card = getattr(model, 'card', None)
+        self.family = type(model) if dense_rules(model) else None  # rules do not pickle
         self.taps, modules, self.channels, strides = zip(*levels)
         self.strides = tuple(int(s) if s == int(s) else s for s in strides)
         self.levels, self.official = nn.ModuleList(modules), isinstance(model, LVViT)
         self.norm = model.norm if model.per_block and not self.official else nn.Identity()
+
+    @property
+    def name_rules(self):
+        "`dense_rules` of the model's family."
+        return dense_rules(self.family) if self.family else ()
 
     def trait(self, name, default):
         "What the model's card says of `name`."
@@ -227,13 +233,14 @@ def under_prefix(rules: NameRules, prefix: str) -> NameRules:
     )
 
 
-def dense_rules(model: Backbone, prefix: str = '') -> tuple:
+def dense_rules(model, prefix: str = '') -> tuple:
     """Rules for released checkpoints of the pyramid of `model`, whose names begin with `prefix`.
 
-    Only those of the classifier's rules that rename; there are none for the others.
+    `model` is a `Backbone`, or the class of one. Only those of the classifier's rules that rename;
+    there are none for the others.
     """
     extra = [(r'^side_layer(\d)\.', lambda m: f'levels.{int(m[1]) - 1}.')]
-    if isinstance(model, DWNet):
+    if issubclass(model if isinstance(model, type) else type(model), DWNet):
         extra = [(r'^norm(\d)\.', r'levels.\1.0.'), (r'(\.token_mixer\.op\.)', r'\1mixer.')]
     found = [r for r in getattr(model, 'name_rules', ()) if not r.merge and r.prepare is None]
     dense = [dataclasses.replace(r, names=(*r.names, *extra)) for r in found]

@@ -170,7 +170,10 @@ class UperNet(nn.Module):
         self.backbone, self.classes = backbone, classes
         self.decode_head = UPerHead(backbone.channels, classes, width, drop=drop)
         self.auxiliary_head = FCNHead(backbone.channels[2], classes, aux_width, drop)
-        self.name_rules = tuple(under_prefix(r, 'backbone.') for r in backbone.name_rules)
+
+    @property
+    def name_rules(self):
+        return tuple(under_prefix(r, 'backbone.') for r in self.backbone.name_rules)
 
     def forward_heads(self, image):
         "Logits of both heads, on the grids of the finest and the third map."
