@@ -25,7 +25,7 @@ class Recipe:
     opt: str = 'adamw'  # optimizer, by timm's name
     lr: float = 5e-4  # peak learning rate, for `lr_batch` images a step
     lr_batch: int = 512  # batch size that `lr` is scaled from, linearly; None: not scaled
-    batch: int = 1024  # the authors' batch size, over all devices
+    batch: int = 1024  # the authors' batch size, over all devices; None: any, at the same rate
     weight_decay: float = 0.05  # decoupled; not for biases, norms, position embeddings, tokens
     betas: tuple = (0.9, 0.999)  # Adam's β₁, β₂
     eps: float = 1e-8  # Adam's ε
@@ -70,6 +70,9 @@ class Recipe:
         if not (self.lr > 0 and self.epochs > 0):
             given = f'lr is {self.lr} and epochs is {self.epochs}'
             raise ValueError(f"{given}, but both must be positive.")
+        if self.batch is None and self.lr_batch:
+            rule = 'leave lr_batch out, too'
+            raise ValueError(f"batch is None, so no rate can be scaled to it; {rule}.")
         if not 0 <= self.warmup_epochs < self.epochs:
             rule = f'must be 0 or more and leave some of the {self.epochs} epochs'
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}, but {rule}.")
@@ -405,11 +408,12 @@ _photo = _micro.replace(
 )
 _finetune = _micro.replace(
     name='finetune',
-    lr=5e-4,
+    lr_batch=None,
+    batch=None,
     epochs=20,
     warmup_epochs=2,
     layer_decay=0.75,
-    source='vitlit: a quarter of the rate of micro, layer decay as in MAE',
+    source='vitlit: the rate of micro for every batch, layer decay as in MAE',
 )
 recipes = {r.name: r for r in (*_of_families, _micro, _photo, _finetune)}
 
@@ -437,7 +441,7 @@ def _scale(self: Recipe, batch):
 @patch
 def batch_note(self: Recipe, batch: int) -> str:
     "A sentence about a batch that is not the authors', '' for theirs."
-    if batch == self.batch:
+    if self.batch in (None, batch):
         return ''
     rate = f'stays {self.lr:g}, which was chosen for that batch'
     if self.lr_batch:

@@ -98,7 +98,7 @@ def training_data(
         size = size or r.img_size
         given = dict(size=size) if size else {}
         mild = {} if data == 'scenes' else dict(augment=not own)
-        return _sets[data](bs=bs or min(r.batch, 64), seed=seed, **given, **mild, **own)
+        return _sets[data](bs=bs or min(r.batch or 64, 64), seed=seed, **given, **mild, **own)
     if not Path(data).is_dir():
         known = ', '.join(map(repr, _sets))
         raise ValueError(f"{data!r} is neither a folder nor one of {known}; give one of them.")
@@ -106,7 +106,7 @@ def training_data(
     options = dict(valid=valid, cfg=timm.get_pretrained_cfg(model), recipe=r, size=size, seed=seed)
     if bs is None:
         n = len(sets.folder(path, **options).train_ds)
-        bs = min(r.batch, fitting_batch(n))
+        bs = min(r.batch or 64, fitting_batch(n))
     return sets.folder(path, bs=bs, **options)
 
 
