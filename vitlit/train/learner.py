@@ -149,7 +149,8 @@ class PairedOptim(OptimWrapper):
     """fastai's wrapper of a torch optimizer for groups in pairs without and with weight decay:
     learning rates and freezing count pairs; a new `wd` reaches the second of each only.
 
-    With `layer_decay`, the rate of each pair is that of the next one times this.
+    With `layer_decay`, one rate is that of the last pair, and each other pair's is the next one's
+    times this; a slice or a list of rates is taken as it is.
     """
 
     def __init__(self, *args, layer_decay: float = None, **kwargs):
@@ -162,12 +163,12 @@ class PairedOptim(OptimWrapper):
             low = [v.stop / 10] * (pairs - 1) + [v.stop]
             v = even_mults(v.start, v.stop, pairs) if v.start else low
         v = L(v, use_list=None)
+        if len(v) == 1 and k == 'lr':
+            v = L(v[0] * self.layer_decay ** (pairs - 1 - i) for i in range(pairs))
         if len(v) in (1, pairs):
             v = L(u for u in (v * pairs)[:pairs] for _ in range(2))
         if k == 'wd':
             v = L(u if i % 2 else 0.0 for i, u in enumerate(v))
-        if k == 'lr':
-            v = L(u * self.layer_decay ** (pairs - 1 - i // 2) for i, u in enumerate(v))
         super().set_hyper(k, v)
 
     def freeze_to(self, n):
@@ -423,7 +424,7 @@ def _check_kinds(pretrained, metrics):
 def vit_learner(
     dls,  # fastai's DataLoaders
     arch='pit_micro',  # name of ours or timm's, function that makes a model, or a model
-    recipe='micro',  # name in `recipes`, or a Recipe
+    recipe=None,  # name in `recipes`, or a Recipe; None: 'finetune' if `pretrained`, else 'micro'
     pretrained: bool = False,  # start from published or shipped weights
     n_out: int = None,  # classes; None: what the data say
     log_dir=None,  # folder for history.csv and run.json
@@ -436,7 +437,7 @@ def vit_learner(
     **kwargs,  # for the function that makes the model
 ) -> Learner:
     "A fastai `Learner` for `arch` on `dls`, set up by `recipe`; `fit_recipe` trains it."
-    recipe = get_recipe(recipe)
+    recipe = get_recipe(recipe or ('finetune' if pretrained else 'micro'))
     seed = recipe.seed if seed is None else seed
     n_out = _classes(dls, n_out)
     _check_kinds(pretrained, metrics)
