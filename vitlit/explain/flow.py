@@ -508,11 +508,13 @@ def start_vector(
 
     Shared among the prefix tokens if the head reads only these, else by what tokens contribute.
     """
-    used = (grad != 0).any(-1).any(0).to(tokens.dtype)  # N
-    if agnostic and not used.any():
-        used[num_prefix:] = 1
-    if agnostic or (used.any() and not used[num_prefix:].any()):
-        return (used / used.sum()).expand(len(tokens), -1)
+    used = (grad != 0).any(-1)  # B N
+    if agnostic:  # each image alone: a head that takes the largest of all patches reads one of them
+        used[~used.any(1), num_prefix:] = True
+        return used.to(tokens.dtype) / used.sum(1, keepdim=True)
+    used = used.any(0)  # N
+    if used.any() and not used[num_prefix:].any():
+        return (used.to(tokens.dtype) / used.sum()).expand(len(tokens), -1)
     return (grad * tokens).sum(-1).relu().detach()
 
 # %% ../../nbs/explain/40_flow.ipynb #6205fe44
