@@ -12,17 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from ..mixing import held
 
 # %% ../../nbs/explain/40a_lrp.ipynb #fa22647c
+class _Ratio(torch.autograd.Function):
+    "f(x) with slope f(x)/x, which is held fixed; f must vanish at zero."
+
+    @staticmethod
+    def forward(ctx, x, f):
+        y = f(x)
+        ctx.save_for_backward((y / x).masked_fill_(x == 0, 0))
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0], None
+
+
 def _ratio(f, x, *args, **kwargs):
-    "x · (f(x)/x), the ratio held fixed; f must vanish at zero."
-    x0 = x.detach()
-    safe = torch.where(x0 == 0, 1, x0)
-    value = f(x0.clone(), *args, **kwargs)  # of a copy: f may work in place
-    return x * torch.where(x0 == 0, 0, value / safe)
+    in_place = kwargs.get('inplace') or any(a is True for a in args)
+    return _Ratio.apply(x, lambda x: f(x.clone() if in_place else x, *args, **kwargs))
 
 
 def _attend(query, key, value, *args, **kwargs):
@@ -31,11 +42,19 @@ def _attend(query, key, value, *args, **kwargs):
     return F.scaled_dot_product_attention(fixed(query), fixed(key), value, *args, **kwargs)
 
 
-def _standardize(x, dims, eps, center=True):
-    "x over its deviation along `dims`, which is held fixed; of x less its mean if `center`."
-    if center:
-        x = x - x.mean(dims, keepdim=True)
-    return x / (x.detach().square().mean(dims, keepdim=True) + eps).sqrt()
+class _Standardize(torch.autograd.Function):
+    "x less its mean over the last `n` axes, over its deviation there, which is held fixed."
+
+    @staticmethod
+    def forward(ctx, x, n, eps):
+        y, _, scale = torch.native_layer_norm(x, x.shape[-n:], None, None, eps)
+        ctx.save_for_backward(scale)
+        ctx.axes = tuple(range(-n, 0))
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        return (g - g.mean(ctx.axes, keepdim=True)).mul_(ctx.saved_tensors[0]), None, None
 
 
 def _affine(y, weight, bias, shape=None):
@@ -45,18 +64,18 @@ def _affine(y, weight, bias, shape=None):
 
 # %% ../../nbs/explain/40a_lrp.ipynb #66162545
 def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
-    dims = tuple(range(-len(normalized_shape), 0))
-    return _affine(_standardize(input, dims, eps), weight, bias)
+    return _affine(_Standardize.apply(input, len(normalized_shape), eps), weight, bias)
 
 
 def _rms_norm(input, normalized_shape, weight=None, eps=None):
     dims = tuple(range(-len(normalized_shape), 0))
     eps = torch.finfo(input.dtype).eps if eps is None else eps
-    return _affine(_standardize(input, dims, eps, center=False), weight, None)
+    deviation = (input.detach().square().mean(dims, keepdim=True) + eps).sqrt()
+    return _affine(input / deviation, weight, None)
 
 
 def _group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
-    y = _standardize(input.reshape(len(input), num_groups, -1), 2, eps).view_as(input)
+    y = _Standardize.apply(input.reshape(len(input), num_groups, -1), 1, eps).view_as(input)
     return _affine(y, weight, bias, (-1, *(1,) * (input.ndim - 2)))
 
 
@@ -69,8 +88,9 @@ def _batch_norm(
             'call model.eval() first.'
         )
     shape = (-1, *(1,) * (input.ndim - 2))
-    y = (input - running_mean.view(shape)) / (running_var.view(shape) + eps).sqrt()
-    return _affine(y, weight, bias, shape)
+    scale = 1 / (running_var + eps).sqrt()
+    scale = scale if weight is None else scale * weight
+    return _affine(input - running_mean.view(shape), scale, bias, shape)
 
 
 def _glu(input, dim=-1):
@@ -87,6 +107,12 @@ def _multi_head(*args, **kwargs):
         'LRPGradients have no rule for nn.MultiheadAttention, which calls its parts where they '
         "cannot be seen; pass gradient='plain', or use timm's or vitlit's Attention."
     )
+
+
+def _convolve(mode, func, name, x, weight, bias=None, *args, **kwargs):
+    "The bias is added outside: its gradient within costs as much as that of the weights."
+    y = _product(mode, func, name, (x, weight, None, *args), kwargs)
+    return y if bias is None else y + bias.view(-1, *(1,) * int(name[-2]))
 
 
 def _divide(func, x, y, **kwargs):
@@ -106,7 +132,8 @@ _rules = dict(
 _activations = {'gelu', 'relu', 'relu6', 'silu', 'hardswish', 'leaky_relu', 'elu', 'celu', 'selu'}
 _activations |= {'mish', 'tanh', 'softsign', 'erf'}  # all of them zero at zero
 _products = {'mul', 'mul_', 'multiply', 'matmul', 'mm', 'bmm', '__rmatmul__', 'einsum'}
-_products |= {'linear', 'conv1d', 'conv2d', 'conv3d'}
+_convolutions = {f'conv{t}{n}d' for t in ('', '_transpose') for n in (1, 2, 3)}
+_products |= {'linear', *_convolutions}
 _divisions = {'div', 'div_', 'divide', 'true_divide'}
 
 # what can be asked of the rules, kind by kind; the first is the default
@@ -118,7 +145,7 @@ _kinds |= dict.fromkeys(_divisions, 'norm') | dict.fromkeys(_products, 'product'
 _kinds |= dict.fromkeys(('softmax', 'scaled_dot_product_attention', 'held'), 'attention')
 
 # terms that a function adds: place and keyword
-_added = {f'conv{t}{n}d': [(2, 'bias')] for t in ('', '_transpose') for n in (1, 2, 3)}
+_added = dict.fromkeys(_convolutions, [(2, 'bias')])
 _added |= dict(linear=[(2, 'bias')], layer_norm=[(3, 'bias')], group_norm=[(3, 'bias')])
 _added |= dict(batch_norm=[(1, 'running_mean'), (4, 'bias')], where=[(1, 'input'), (2, 'other')])
 _added |= dict.fromkeys(('add_', 'sub_', 'rsub', '__rsub__'), [(1, 'other')])
@@ -130,7 +157,7 @@ _added |= dict.fromkeys(('add', 'sub'), [(0, 'input'), (1, 'other')])
 _gates = dict(Sigmoid='activation', Hardsigmoid='activation', LinalgVectorNorm='norm')
 _gates |= dict.fromkeys(('Rsqrt', 'Reciprocal', 'Sqrt'), 'norm')
 _shapes = ('Unsqueeze', 'Squeeze', 'Expand', 'View', 'UnsafeView', 'ReshapeAlias', 'Transpose')
-_shapes += ('Permute', 'T', 'Slice', 'Select', 'Split', 'Unbind', 'Clone', 'Mul', 'Div')
+_shapes += ('Permute', 'T', 'Slice', 'Select', 'Split', 'Unbind', 'Clone', 'Mul', 'Div', '_Ratio')
 
 
 def _gate(t):
@@ -215,6 +242,15 @@ def _scaled_attention(
 _scaled = dict(softmax=_scaled_softmax, scaled_dot_product_attention=_scaled_attention)
 
 # %% ../../nbs/explain/40a_lrp.ipynb #e261f57a
+def _leaves(values):
+    "What lies in tuples, lists and dictionaries; a quick form of PyTorch's `tree_leaves`."
+    for v in values.values() if isinstance(values, dict) else values:
+        if isinstance(v, (tuple, list, dict)):
+            yield from _leaves(v)
+        else:
+            yield v
+
+
 class Origins(TorchFunctionMode):
     """Knows inside this context which tensors come from the image.
 
@@ -231,7 +267,7 @@ class Origins(TorchFunctionMode):
 
     def moving(self, *values):
         "The tensors among `values`, also in lists inside them, that come from the image."
-        return [t for t in tree_leaves(values) if self._moves(t)]
+        return [t for t in _leaves(values) if self._moves(t)]
 
     def _moves(self, t):
         if not (isinstance(t, Tensor) and t.requires_grad):
@@ -332,6 +368,8 @@ class LRPGradients(Counted):
             return _rules[name](*args, **kwargs)
         if name in _divisions and self.moving(args[0]):
             return _divide(func, *args, **kwargs)
+        if name in _convolutions:
+            return _convolve(self, func, name, *args, **kwargs)
         if name in _products:
             return _product(self, func, name, args, kwargs)
         return func(*args, **kwargs)
@@ -342,5 +380,7 @@ class LRPGradients(Counted):
         for place, key in _added[name] if moving else ():
             where, at = (args, place) if place < len(args) else (kwargs, key)
             if place < len(args) or key in kwargs:
-                where[at] = tree_map(lambda t: self.count(t, moving[0]), where[at])
+                t, like = where[at], moving[0]
+                several = isinstance(t, (tuple, list))
+                where[at] = [self.count(u, like) for u in t] if several else self.count(t, like)
         return args, kwargs

@@ -55,9 +55,7 @@ class Recipe:
     erasing: float = 0.25  # probability of random erasing, filled with noise
     repeated_augmentation: bool = True  # three versions of an image in an epoch (RASampler)?
     crop_pct: float = 224 / 256  # evaluation: side of the center crop / side of the resized image
-    crop_mode: str = (
-        'center'  # evaluation, timm's: 'center' crop, 'squash' to the size, or 'border'
-    )
+    crop_mode: str = 'center'  # evaluation, timm's: 'center', 'squash' (to the size) or 'border'
     img_size: int = None  # pixels a side, where it is not the model's own
     distillation: str = ''  # of a teacher's answers, 'hard' or 'soft'; '': none
     token_labels: bool = False  # a label for every token too (MixToken takes the place of mixup)?
@@ -71,8 +69,7 @@ class Recipe:
             given = f'lr is {self.lr} and epochs is {self.epochs}'
             raise ValueError(f"{given}, but both must be positive.")
         if self.batch is None and self.lr_batch:
-            rule = 'leave lr_batch out, too'
-            raise ValueError(f"batch is None, so no rate can be scaled to it; {rule}.")
+            raise ValueError("batch is None, so no rate can be scaled to it; leave lr_batch out.")
         if not 0 <= self.warmup_epochs < self.epochs:
             rule = f'must be 0 or more and leave some of the {self.epochs} epochs'
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}, but {rule}.")
