@@ -14,7 +14,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
-from ..core import Geometry, Grid, suggest, to_pair
+from ..core import check_whole, Geometry, Grid, suggest, to_pair
 from .flow import eval_with_grad
 from .lrp import LRPGradients
 from ..mixing import capture
@@ -288,6 +288,7 @@ def explain(
     target=None,  # class, one class an image, function of the logits; None: the predicted class
     method: str = 'relevance',  # one of `list_methods()`
     trained: bool = None,  # are the weights trained? None: what `model.trained` says, if anything
+    at_once: int = 64,  # images in one pass, which bounds the memory
     **options,  # of the method
 ) -> Attribution:
     "Say which places of the images the scores came from."
@@ -300,11 +301,16 @@ def explain(
         raise ValueError(
             f"explain takes floats (B, C, H, W), but was given {_shape(x)}{kind}; {remedy}."
         )
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
     _check_model(model, x, target)
-    if len(x) > 1 and getattr(getattr(model, 'card', None), 'batch_coupled', False):
-        return _one_by_one(model, x, target, method, trained, options)
     x = x.detach().as_subclass(Tensor)  # fastai's images are a tensor class with its own methods
     _refuse_not_finite(x)
+    coupled = getattr(getattr(model, 'card', None), 'batch_coupled', False)
+    at_once = 1 if coupled else check_whole(at_once, 'at_once')
+    if len(x) > at_once:
+        part = lambda x, asked: explain(model, x, asked, method, trained, at_once, **options)
+        return _in_parts(part, model, x, target, at_once, coupled)
     score = Score(target)
     with eval_with_grad(model):
         found = run(model, x.clone(), score, **options)
@@ -337,24 +343,46 @@ def agreement(attribution: Attribution, model: nn.Module, x: Tensor) -> Tensor:
     return (attribution.peak() - _peak(smooth)).norm(dim=1)
 
 # %% ../../nbs/explain/41_attribution.ipynb #1e27242a
-def _one_by_one(model, x, target, method, trained, options):
-    "`explain` for each image alone, joined; what it took from the others is held fixed."
-    same = target is None or callable(target) or torch.as_tensor(target).numel() == 1
+def _in_parts(run, model, x, target, size, coupled):
+    """`run` of `size` images and their target, one part after the other, joined.
+
+    What an image took from the others, of a `coupled` model, is held fixed while it is explained.
+    """
+    try:
+        same = target is None or callable(target) or torch.as_tensor(target).numel() == 1
+    except (TypeError, ValueError, RuntimeError):
+        same = True  # the first part says what is wrong
+    if not same and len(target) != len(x):
+        rule = f'must be one class, or one for each of the {len(x)} images'
+        raise ValueError(f"target is {_brief(target)}, but {rule}.")
     freeze = next((m.frozen for m in model.modules() if hasattr(m, 'frozen')), None)
-    fixed = [nullcontext() for _ in x] if freeze is None else freeze(model, x)
+    fixed = freeze(model, x) if coupled and freeze else [nullcontext()] * len(x)
     parts = []
-    for i, alone in enumerate(fixed):
-        asked = target if same else target[i]
+    for i, alone in zip(range(0, len(x), size), fixed):
         with alone:
-            parts.append(explain(model, x[i : i + 1], asked, method, trained, **options))
+            parts.append(run(x[i : i + size], target if same else target[i : i + size]))
+    joined = _joined(parts)
+    joined.notes |= dict(one_by_one=True) if coupled else {}
+    return joined
+
+
+def _joined(parts):
+    "Attributions of some images each as one of all."
+    notes, broken = {}, any('not_finite' in p.notes for p in parts)
+    for p in parts:
+        if broken:
+            p.notes.setdefault('not_finite', torch.zeros(len(p), dtype=torch.bool))
+        for key, value in p.notes.items():
+            notes.setdefault(key, []).append(value)
 
     def join(values):
         first = values[0]
-        return torch.cat(values) if isinstance(first, Tensor) and first.ndim else first
+        if isinstance(first, Tensor) and first.ndim:
+            return torch.cat(values)
+        return max(values) if isinstance(first, float) else first  # a gap, the largest
 
-    notes = {k: join([p.notes[k] for p in parts]) for k in parts[0].notes}
     whole = {k: join([getattr(p, k) for p in parts]) for k in ('map', 'target', 'detail', 'image')}
-    return replace(parts[0], notes=notes | dict(one_by_one=True), **whole)
+    return replace(parts[0], notes={k: join(v) for k, v in notes.items()}, **whole)
 
 
 def _in_gray(x):

@@ -270,7 +270,8 @@ def gradient_shap(
 def _averaged(model, x, score, samples, seed, attribute):
     "Mean of attribute(forward, i, n, target) over `samples`, eight at a time, for each image i."
     samples = check_whole(samples, 'samples')
-    forward, picked = scored(model, x, score)
+    of_images, picked = scored(model, x, score)
+    forward = lambda image, *rest: of_images(image.to(x.dtype), *rest)  # captum draws in 32 bits
     width, maps = at_once(model, 1, 8), []
     for i in range(len(x)):
         chosen = {k: v[i : i + 1] for k, v in picked.items()}
