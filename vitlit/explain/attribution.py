@@ -384,7 +384,7 @@ def _joined(parts):
     whole = {k: join([getattr(p, k) for p in parts]) for k in ('map', 'target', 'detail', 'image')}
     return replace(parts[0], notes={k: join(v) for k, v in notes.items()}, **whole)
 
-
+# %% ../../nbs/explain/41_attribution.ipynb #ccf0f9e8
 def _in_gray(x):
     "Images (B, C, H, W), however normalized, as gray values (B, H, W) from 0 to 1."
     gray = x.mean(1).float().cpu()
