@@ -155,8 +155,9 @@ class ConvMixing(SlidingMixing):
         `kernel_window`. Its size, or with `grad` (B, M, C') at the output its part in the score.
         """
         C, out = image.shape[1], max(image.shape[1], weights.shape[1])
-        weights = by_tap(weights.detach() if grad is not None else weights.abs(), out, groups)
-        taps = window_taps(image.detach(), **window)  # each B h w C
+        image, weights = image.detach(), weights.detach()
+        weights = by_tap(weights.abs() if grad is None else weights, out, groups)
+        taps = window_taps(image, **window)  # each B h w C
         if out > C:
             taps = (tap.repeat_interleave(out // C, 3) for tap in taps)
         if grad is None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['methods', 'interpolation_weights', 'sample', 'gather', 'Attribution', 'Score', 'method', 'list_methods',
-           'find_method', 'explain', 'agreement']
+           'find_method', 'explain', 'agreement', 'join_attributions']
 
 # %% ../../nbs/explain/41_attribution.ipynb #33e1d1e3
 from contextlib import nullcontext
@@ -361,13 +361,13 @@ def _in_parts(run, model, x, target, size, coupled):
     for i, alone in zip(range(0, len(x), size), fixed):
         with alone:
             parts.append(run(x[i : i + size], target if same else target[i : i + size]))
-    joined = _joined(parts)
+    joined = join_attributions(parts)
     joined.notes |= dict(one_by_one=True) if coupled else {}
     return joined
 
 
-def _joined(parts):
-    "Attributions of some images each as one of all."
+def join_attributions(parts) -> Attribution:
+    "Attributions of some images each, by one method and model, as one of all."
     notes, broken = {}, any('not_finite' in p.notes for p in parts)
     for p in parts:
         if broken:

@@ -31,9 +31,9 @@ class _Ratio(torch.autograd.Function):
         return g * ctx.saved_tensors[0], None
 
 
-def _ratio(f, x, *args, **kwargs):
+def _ratio(f, input, *args, **kwargs):
     in_place = kwargs.get('inplace') or any(a is True for a in args)
-    return _Ratio.apply(x, lambda x: f(x.clone() if in_place else x, *args, **kwargs))
+    return _Ratio.apply(input, lambda x: f(x.clone() if in_place else x, *args, **kwargs))
 
 
 def _attend(query, key, value, *args, **kwargs):
@@ -109,9 +109,9 @@ def _multi_head(*args, **kwargs):
     )
 
 
-def _convolve(mode, func, name, x, weight, bias=None, *args, **kwargs):
+def _convolve(mode, func, name, input, weight, bias=None, *args, **kwargs):
     "The bias is added outside: its gradient within costs as much as that of the weights."
-    y = _product(mode, func, name, (x, weight, None, *args), kwargs)
+    y = _product(mode, func, name, (input, weight, None, *args), kwargs)
     return y if bias is None else y + bias.view(-1, *(1,) * int(name[-2]))
 
 

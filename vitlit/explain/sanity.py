@@ -8,7 +8,7 @@ __all__ = ['rank_correlation', 'weight_groups', 'redrawn', 'randomized', 'method
 
 # %% ../../nbs/explain/47_sanity.ipynb #ef8223f6
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -16,10 +16,10 @@ import torch
 from torch import nn, Tensor
 
 from ..core import Geometry, Grid, seeded
-from .attribution import Attribution, find_method
+from .attribution import Attribution, explain, find_method, join_attributions
 from .captum_methods import blocks_of
 from .flow import eval_with_grad
-from .metrics import _explain_all, _with_random_weights
+from .metrics import with_random_weights
 
 # %% ../../nbs/explain/47_sanity.ipynb #53b1b6ba
 def rank_correlation(
@@ -75,7 +75,7 @@ def weight_groups(
 # %% ../../nbs/explain/47_sanity.ipynb #b95270ef
 def redrawn(model: nn.Module, seed: int = 0) -> nn.Module:
     "A copy with the weights that its initialization draws; what it does not touch is shuffled."
-    other = _with_random_weights(model, seed)
+    other = with_random_weights(model, seed)
     before = dict((*model.named_parameters(), *model.named_buffers()))
     with seeded(seed), torch.no_grad():
         for name, t in (*other.named_parameters(), *other.named_buffers()):
@@ -132,18 +132,13 @@ def as_methods(methods) -> dict:  # name: function of (model, images, classes, b
 
 
 def _by_name(method, options, model, x, target, batch=50):
-    return _explain_all(model, x, target, batch, method, options)
+    return explain(model, x, target, method, at_once=batch, **options)
 
 
 def _by_function(fn, name, model, x, target, batch=50):
     parts = [fn(model, *part) for part in zip(x.split(batch), target.split(batch))]
     if all(isinstance(p, Attribution) for p in parts):
-        join = lambda key: [getattr(p, key) for p in parts]
-        fine = None if parts[0].detail is None else torch.cat(join('detail'))
-        first = parts[0]
-        return Attribution(
-            torch.cat(join('map')), first.grid, first.geometry, name, target, {}, fine
-        )
+        return replace(join_attributions(parts), method=name, target=target)
     sizes = [(len(part), *x.shape[-2:]) for part in x.split(batch)]
     for p, size in zip(parts, sizes):
         if not isinstance(p, Tensor) or tuple(p.shape) != size:
