@@ -278,12 +278,13 @@ class CascadeHeads(nn.Module):
         "Features of `rois` (N, 5), as many cells wide as `size` says."
         return roi_features(maps[: len(self.strides)], rois, size, self.strides)
 
-    def losses(self, maps, boxes, targets, sizes, choose=at_random) -> dict:
-        "Weighted losses of every stage, `s0.loss_cls` and so on, for proposals `boxes`, a list."
+    def losses(self, maps, boxes, targets, sizes, choose=at_random, count=512) -> dict:
+        """Weighted losses of every stage, `s0.loss_cls` and so on, for proposals `boxes`, a list,
+        of which `count` an image are drawn."""
         out = {}
         for s, rule in enumerate(self.rules):
             pairs = zip(boxes, targets)
-            drawn = [draw_boxes(b, t, rule, self.classes, choose=choose) for b, t in pairs]
+            drawn = [draw_boxes(b, t, rule, self.classes, count, choose) for b, t in pairs]
             rois, labels = as_rois([d.boxes for d in drawn]), torch.cat([d.labels for d in drawn])
             truths = torch.cat([t['boxes'][d.objects] for d, t in zip(drawn, targets)])
             scores, deltas = self.bbox_head[s](self.read(maps, rois, 7))
@@ -435,6 +436,7 @@ class CascadeRCNN(nn.Module):
             self.roi_head = CascadeHeads(classes, width, strides, masks)
         self.to(like.dtype)
         self.least, self.limit, self.choose = 0.05, 100, at_random
+        self.keep, self.count = (2000, 1000), 512  # proposals in training and not; boxes drawn
 
     @property
     def name_rules(self):
@@ -443,7 +445,7 @@ class CascadeRCNN(nn.Module):
 
     def proposals(self, maps, sizes):
         "Boxes and scores of each image, and what the loss of the proposals takes."
-        rows, n = self.rpn_head.rows(*self.rpn_head(maps)), 2000 if self.training else 1000
+        rows, n = self.rpn_head.rows(*self.rpn_head(maps)), self.keep[0 if self.training else 1]
         scores, deltas, boxes = ([x.detach() for x in part] for part in rows)
         return propose(scores, deltas, boxes, sizes, before=n, keep=n), rows
 
@@ -457,9 +459,9 @@ class CascadeRCNN(nn.Module):
         check_targets(targets, sizes, self.roi_head.classes, len(self.roi_head.mask_head) > 0)
         maps = self.neck(self.backbone(images))
         found, rows = self.proposals(maps, sizes)
-        truths, how = [t['boxes'] for t in targets], dict(choose=self.choose)
-        losses = proposal_loss(*rows, truths, sizes, **how)
-        return losses | self.roi_head.losses(maps, [b for b, _ in found], targets, sizes, **how)
+        truths, boxes = [t['boxes'] for t in targets], [b for b, _ in found]
+        losses = proposal_loss(*rows, truths, sizes, choose=self.choose)
+        return losses | self.roi_head.losses(maps, boxes, targets, sizes, self.choose, self.count)
 
     def forward(self, images, targets=None, sizes=None, originals=None):
         if self.training:
