@@ -180,7 +180,10 @@ class UperNet(nn.Module):
         maps = self.backbone(image)
         return self.decode_head(maps), self.auxiliary_head(maps[2])
 
-    def forward(self, image):
+    def forward(self, image, labels=None):
+        "Logits of the size of the images; or, where there are `labels`, what `losses` gives."
+        if labels is not None:
+            return self.losses(image, labels)
         return resized(self.decode_head(self.backbone(image)), image.shape[2:])
 
     def losses(self, image: Tensor, labels: Tensor, valid_mean: bool = False) -> dict:
