@@ -154,8 +154,11 @@ class WeightedMixer(TokenMixer):
         A = self.weights(q, k, bias, grid, keys)
         return F.dropout(A, self.attn_drop, self.training) @ v, A
 
-    def mixing(self, record, grad=None):
-        "Mean over heads of A; of relu(A ⊙ ∂A), given a score's `grad` (B, N, C) before *proj*."
+    def mixing(self, record, grad=None, head=None):
+        """Mean over heads of A; of relu(A ⊙ ∂A), given a score's `grad` (B, N, C) before *proj*.
+
+        Of one `head` alone, if its number is given.
+        """
         if record.keys != record.padded and not isinstance(self.qkv, TokenMixer):
             return super().mixing(record, grad)
         A, grid = record.maps, record.padded
@@ -168,9 +171,11 @@ class WeightedMixer(TokenMixer):
             if self.windows:
                 g = self.windows.split(g, grid)
             A = (A * (g @ record.v.transpose(-2, -1))).relu()
+        heads = slice(None) if head is None else [head]
         if not self.windows:
-            return MatrixMixing(A.mean(1))
-        mixing = WindowMixing(A.unflatten(1, (-1, self.heads)).mean(2), self.windows, record.grid)
+            return MatrixMixing(A[:, heads].mean(1))
+        A = A.unflatten(1, (-1, self.heads))[:, :, heads].mean(2)  # B windows n n
+        mixing = WindowMixing(A, self.windows, record.grid)
         return mixing if grad is not None or grid == record.grid else mixing.normalized()
 
 # %% ../nbs/base/05_attention.ipynb #d1934b76

@@ -131,9 +131,13 @@ def vitlit_explain(
     target: _Param('class to explain; default: the predicted one', str) = '',
     untrained: _Param('use random weights', bool) = False,
     force: _Param('write into --out even if it is not empty', bool) = False,
+    html: _Param(
+        'for each image an HTML page too: two classes told apart, the walk back, patches to click',
+        bool,
+    ) = False,
 ):
     "Draw what a model's prediction for images rests on."
-    kind = dict(model=model, method=method, target=target, untrained=untrained)
+    kind = dict(model=model, method=method, target=target, untrained=untrained, html=html)
     _command(explain_files, images=images, out=out, force=force, **kind)
 
 # %% ../nbs/90_cli.ipynb #cd810747

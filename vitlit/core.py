@@ -116,6 +116,12 @@ class Geometry(NamedTuple):
             new.append(((n + 2 * p - k) // s + 1, d * s, o + d * ((k - 1) / 2 - p)))
         return Geometry(*zip(*new), self.size)
 
+    @property
+    def extent(self):
+        "Left, right, bottom and top in pixels, half a stride beyond the outer tokens' centers."
+        (top, left), (dy, dx), (h, w) = self.offset, self.stride, self.grid
+        return left - dx / 2, left + dx * (w - 0.5), top + dy * (h - 0.5), top - dy / 2
+
     def centers(self):
         "Two 1-D tensors: the y of every row of tokens and the x of every column, in pixels."
         return tuple(

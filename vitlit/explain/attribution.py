@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['methods', 'interpolation_weights', 'sample', 'gather', 'Attribution', 'Score', 'method', 'list_methods',
-           'find_method', 'explain', 'agreement', 'join_attributions']
+           'find_method', 'explain', 'unwrapped', 'check_images', 'agreement', 'in_parts', 'join_attributions',
+           'in_gray']
 
 # %% ../../nbs/explain/41_attribution.ipynb #33e1d1e3
 from contextlib import nullcontext
@@ -293,16 +294,8 @@ def explain(
 ) -> Attribution:
     "Say which places of the images the scores came from."
     run = find_method(method)
-    if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or not len(x):
-        remedy = 'vitlit.train.prepare(model, image) makes them of a file or a PIL image'
-        if isinstance(x, Tensor):
-            remedy = 'add the batch axis with x[None]' if x.ndim == 3 else 'give one image or more'
-        kind = f', {str(x.dtype)[6:]}' if isinstance(x, Tensor) else ''
-        raise ValueError(
-            f"explain takes floats (B, C, H, W), but was given {_shape(x)}{kind}; {remedy}."
-        )
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = model.module
+    check_images(x)
+    model = unwrapped(model)
     _check_model(model, x, target)
     x = x.detach().as_subclass(Tensor)  # fastai's images are a tensor class with its own methods
     _refuse_not_finite(x)
@@ -310,7 +303,7 @@ def explain(
     at_once = 1 if coupled else check_whole(at_once, 'at_once')
     if len(x) > at_once:
         part = lambda x, asked: explain(model, x, asked, method, trained, at_once, **options)
-        return _in_parts(part, model, x, target, at_once, coupled)
+        return in_parts(part, model, x, target, at_once, coupled)
     score = Score(target)
     with eval_with_grad(model):
         found = run(model, x.clone(), score, **options)
@@ -321,9 +314,27 @@ def explain(
     if not finite.all():
         notes |= dict(not_finite=~finite, culprit=_culprit(model))
     notes['trained'] = getattr(model, 'trained', None) if trained is None else trained
-    return Attribution(method=method, target=score.target, image=_in_gray(x), **found)
+    return Attribution(method=method, target=score.target, image=in_gray(x), **found)
+
+# %% ../../nbs/explain/41_attribution.ipynb #55e5a761
+def unwrapped(model: nn.Module) -> nn.Module:
+    "The model itself where PyTorch's wrappers for several devices hold it."
+    several = nn.DataParallel, nn.parallel.DistributedDataParallel
+    return model.module if isinstance(model, several) else model
 
 
+def check_images(x, by: str = 'explain'):
+    "Raise ValueError, in the name of the function `by`, unless `x` are images (B, C, H, W)."
+    if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or not len(x):
+        remedy = 'vitlit.train.prepare(model, image) makes them of a file or a PIL image'
+        if isinstance(x, Tensor):
+            remedy = 'add the batch axis with x[None]' if x.ndim == 3 else 'give one image or more'
+        kind = f', {str(x.dtype)[6:]}' if isinstance(x, Tensor) else ''
+        raise ValueError(
+            f"{by} takes floats (B, C, H, W), but was given {_shape(x)}{kind}; {remedy}."
+        )
+
+# %% ../../nbs/explain/41_attribution.ipynb #66653d4c
 def agreement(attribution: Attribution, model: nn.Module, x: Tensor) -> Tensor:
     """Pixels (B,) between the peaks of the maps and of gradient × input under LRP gradients.
 
@@ -343,7 +354,7 @@ def agreement(attribution: Attribution, model: nn.Module, x: Tensor) -> Tensor:
     return (attribution.peak() - _peak(smooth)).norm(dim=1)
 
 # %% ../../nbs/explain/41_attribution.ipynb #1e27242a
-def _in_parts(run, model, x, target, size, coupled):
+def in_parts(run, model, x, target, size, coupled):
     """`run` of `size` images and their target, one part after the other, joined.
 
     What an image took from the others, of a `coupled` model, is held fixed while it is explained.
@@ -385,7 +396,7 @@ def join_attributions(parts) -> Attribution:
     return replace(parts[0], notes={k: join(v) for k, v in notes.items()}, **whole)
 
 # %% ../../nbs/explain/41_attribution.ipynb #ccf0f9e8
-def _in_gray(x):
+def in_gray(x):
     "Images (B, C, H, W), however normalized, as gray values (B, H, W) from 0 to 1."
     gray = x.mean(1).float().cpu()
     low, high = gray.amin((1, 2), keepdim=True), gray.amax((1, 2), keepdim=True)

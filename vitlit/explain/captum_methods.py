@@ -15,8 +15,9 @@ import torch
 from torch import nn, Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..core import check_share, check_whole, Geometry, Grid, seeded, suggest, to_image, to_pair
+from ..core import check_share, check_whole, Grid, seeded, suggest, to_image, to_pair
 from .attribution import explain, find_method, method, sample, Score
+from .flow import geometry_at
 from .gradients import at_once, baseline_like, map_of_pixels, scored
 from ..mixing import capture
 
@@ -89,17 +90,6 @@ def _fill_grid(model, tokens, size, grid):
         f"The layer's {tokens} tokens fill no grid of the image's proportions {size[0]}×{size[1]}; "
         "say grid=(rows, columns), and what comes before counts as prefix tokens."
     )
-
-
-def _geometry_at(model, grid, size):
-    "Where the tokens of `grid` sit: the model's own geometry if it has one, else even tiles."
-    stages = range(len(model.stages)) if hasattr(model, 'geometry') else ()
-    for i in stages:
-        geometry = model.geometry(i, size)
-        if tuple(geometry.grid) == grid.size:
-            return geometry
-    stride = tuple(s / n for s, n in zip(size, grid.size))
-    return Geometry(grid.size, stride, tuple(s / 2 for s in stride), tuple(size))
 
 # %% ../../nbs/explain/43_captum.ipynb #56394259
 class Watched:
@@ -197,7 +187,7 @@ def grad_cam(
     where = 'output' if t is seen.outside else 'input'
     notes = dict(layer=next(n for n, m in model.named_modules() if m is module), looked_at=where)
     shape = Grid(*map.shape[1:])
-    return dict(map=map, grid=shape, geometry=_geometry_at(model, shape, size), notes=notes)
+    return dict(map=map, grid=shape, geometry=geometry_at(model, shape, size), notes=notes)
 
 # %% ../../nbs/explain/43_captum.ipynb #59eb37d9
 @method

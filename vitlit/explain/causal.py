@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..core import check_share, check_whole, Grid, seeded
 from .attribution import method, Score
-from .captum_methods import _geometry_at, blocks_of, layer_grid, Watched
+from .captum_methods import blocks_of, layer_grid, Watched
+from .flow import geometry_at
 from .gradients import at_once, baseline_like, map_of_pixels
 from ..mixing import capture
 
@@ -109,7 +110,7 @@ def patching(
     shape = Grid(h, w)
     notes = dict(block=block)
     map = falls.view(-1, h, w)
-    return dict(map=map, grid=shape, geometry=_geometry_at(model, shape, size), notes=notes)
+    return dict(map=map, grid=shape, geometry=geometry_at(model, shape, size), notes=notes)
 
 # %% ../../nbs/explain/43a_causal.ipynb #a655d97c
 def _block(model, number):

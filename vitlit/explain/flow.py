@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['mixing_rules', 'residual_rules', 'eval_with_grad', 'MixingRule', 'register_mixing', 'rule_of', 'watch', 'Call',
            'CallRecord', 'timm_attention', 'keeps_apart', 'unreported', 'moves_tokens', 'Chain', 'ShareMixing',
-           'operator', 'gradients', 'propagate', 'start_vector', 'Observation', 'observe', 'first_geometry', 'layout']
+           'operator', 'gradients', 'propagate', 'steps_back', 'start_vector', 'Observation', 'observe',
+           'first_geometry', 'layout', 'geometry_at']
 
 # %% ../../nbs/explain/40_flow.ipynb #a9430a7a
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -488,14 +489,19 @@ def propagate(
         raise ValueError(f"start_layer is {start_layer}, but must be at most {max(0, last)} here.")
     passed = {id(m) for m in mixing[:start_layer]}
     left = torch.zeros_like(r[:, 0])
+    for _, r, gone in steps_back([m for m in recording if id(m) not in passed], r, residual):
+        left = left + gone
+    return r, left
+
+
+def steps_back(recording, r: Tensor, residual: str = 'identity'):
+    """The stations of `propagate`, last layer first: each record, relevance (B, N) of the tokens
+    that it read, and what left (B,) with prefix tokens that entered there."""
     for record in reversed(recording):
-        if id(record) in passed:
-            continue
         mixing, before = operator(record, residual), r
         r = mixing.apply_transposed(r)
-        if isinstance(mixing, InsertMixing):
-            left = left + before.sum(1) - r.sum(1)
-    return r, left
+        entered = isinstance(mixing, InsertMixing)
+        yield record, r, before.sum(1) - r.sum(1) if entered else torch.zeros_like(r[:, 0])
 
 # %% ../../nbs/explain/40_flow.ipynb #423269e1
 def start_vector(
@@ -637,6 +643,17 @@ def layout(model: nn.Module, recording, size):
             "num_prefix_tokens."
         )
     return grid, geometry
+
+# %% ../../nbs/explain/40_flow.ipynb #df57653d
+def geometry_at(model, grid, size):
+    "Where the tokens of a `Grid` sit: the model's own geometry if it has one, else even tiles."
+    stages = range(len(model.stages)) if hasattr(model, 'geometry') else ()
+    for i in stages:
+        geometry = model.geometry(i, size)
+        if tuple(geometry.grid) == grid.size:
+            return geometry
+    stride = tuple(s / n for s, n in zip(size, grid.size))
+    return Geometry(grid.size, stride, tuple(s / 2 for s in stride), tuple(size))
 
 # %% ../../nbs/explain/40_flow.ipynb #e0757638
 def _as_tokens(t, grid, rows):

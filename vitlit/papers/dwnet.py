@@ -182,9 +182,12 @@ def _added(x, w, k):
 
 
 def _pieces(*tensors):
-    "Batches in parts: on a CPU image by image, elsewhere whole."
-    whole = tensors[0].device.type != 'cpu' or torch.compiler.is_compiling()
-    return [tensors] if whole or len(tensors[0]) < 2 else list(zip(*(t.split(1) for t in tensors)))
+    "Batches in parts: on a CPU few images, which fit into its cache, elsewhere whole."
+    first = tensors[0]
+    if first.device.type != 'cpu' or torch.compiler.is_compiling() or len(first) < 2:
+        return [tensors]
+    images = max(1, 2**17 // max(1, first[0].numel()))
+    return list(zip(*(t.split(images) for t in tensors)))
 
 # %% ../../nbs/papers/13_dwnet.ipynb #2142a242
 def _spread(w, g, k):
@@ -201,7 +204,9 @@ def _spread(w, g, k):
 
 def _dots(g, x, k):
     "Products of g and each neighbor of x, both (B, G, C/G, H, W), over channels: (B, G, k², H, W)."
-    return torch.stack([(neighbor * g).sum(2) for neighbor in _neighbors(x, k)], 2)
+    alone = g.shape[2] == 1  # one channel a group: nothing to add up
+    products = (neighbor * g for neighbor in _neighbors(x, k))
+    return torch.stack([p.squeeze(2) if alone else p.sum(2) for p in products], 2)
 
 
 class _WindowSum(torch.autograd.Function):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['maps_figure', 'mistakes_figure', 'curves_figure', 'confusion_figure', 'comparison_figure', 'html_page', 'look',
-           'facts', 'verdict', 'report_html']
+           'facts', 'verdict', 'report_html', 'explanation_html']
 
 # %% ../../nbs/train/26_report.ipynb #1a101b9d
 import base64
@@ -17,6 +17,8 @@ import torch
 from ..core import environment
 from ..cost import multiply_adds
 from ..explain.attribution import explain, list_methods
+from ..explain.browser import Browser, show_contrast, walk_back
+from ..explain.click import clickable
 from ..explain.draw import show_map, show_maps
 from ..explain.perturbation import perturbation_test
 from ..show import axes_grid, figure_png, plot_lines, show_heat, show_image, style
@@ -373,3 +375,52 @@ def report_html(
     }
     title = f"{told['model']} trained on {told['data']}"
     return html_page(title, lead, numbers, sections, banner)
+
+# %% ../../nbs/train/26_report.ipynb #3f20fd07
+def explanation_html(
+    model,  # in evaluation mode
+    x,  # one image (1, C, H, W), as the model takes it
+    seen,  # the same (1, 3, H, W) in [0, 1]
+    names,  # of the classes
+    maps,  # Attributions of the image
+    title: str,
+    lead: str,  # what the model knows, in a sentence
+) -> str:
+    "A page about one prediction: maps, the two likeliest classes, the walk back, who reads whom."
+    with torch.inference_mode():
+        probs = model(x).softmax(1)[0]
+    likely = probs.topk(min(3, len(names)))
+    target = None if maps[0].target is None else int(maps[0].target[0])
+
+    def rows():
+        axs = show_maps(seen, maps, names, size=2.6, ncols=min(3, 1 + len(maps)))
+        return _image(axs, 'maps')
+
+    def walk():
+        data = base64.b64encode(walk_back(model, x, target).gif()).decode()
+        return f'<img alt="the walk back" src="data:image/gif;base64,{data}">'
+
+    two = lambda: _image(show_contrast(model, x, images=seen, classes=names), 'two classes')
+    click = lambda: clickable(Browser(model, x, target, seen[0], names))
+    sections = [
+        ('What the prediction rests on', _or_reason(rows)),
+        ('Why this class, and not the next one?', _or_reason(two)),
+        ('How relevance walks back, from the head to the image', _or_reason(walk)),
+        ('Who reads whom', _or_reason(click)),
+    ]
+    numbers = {names[i]: f'{p:.0%}' for p, i in zip(*(t.tolist() for t in likely))}
+    banner = ''
+    if getattr(model, 'trained', None) is False:
+        banner = (
+            '<section class="warning"><h2>Untrained weights</h2><p>The maps show the architecture, '
+            'not knowledge.</p></section>'
+        )
+    return html_page(title, lead, numbers, sections, banner)
+
+
+def _or_reason(make):
+    "HTML from `make`, or the sentence that says why the model does not allow it."
+    try:
+        return make()
+    except (ValueError, NotImplementedError) as e:
+        return f'<p>{html.escape(str(e))}</p>'

@@ -305,13 +305,14 @@ def explain_files(
     target='',  # name of the class to explain; '': the predicted one
     untrained=False,  # random weights?
     force=False,  # write into `out` even if it holds something?
+    html=False,  # for each image an HTML page too, beside its PNG file?
 ) -> list:  # paths of the PNG files
     "Explain image files; nothing is written unless every one of them can be read and explained."
     missing = [str(i) for i in images if not Path(i).is_file()]
     if missing:
         raise ValueError(f"{missing[0]} is not a file; give paths of images.")
     check_out(out, force)
-    from vitlit.core import suggest
+    from vitlit.core import atomic_path, suggest
     from vitlit.explain.attribution import find_method
 
     if method != 'all':
@@ -325,13 +326,22 @@ def explain_files(
     asked = names.index(target) if target else None
     prepared = [prepare(net, i) for i in images]
     found = [_maps(net, x, asked, method) for _, x in prepared]
+    pages = [None] * len(found)
+    if html:
+        pages = [
+            _explanation(net, *both, names, maps, f'{model}: {Path(image).name}', told)
+            for image, both, maps in zip(images, prepared, found)
+        ]
     print(told)
     with claimed(out, 'vitlit_explain', force, need=2**20) as folder, ExitStack() as writing:
         files, lines = [], []
-        for image, (seen, x), maps in zip(images, prepared, found):
+        for image, (seen, x), maps, page in zip(images, prepared, found, pages):
             path = _free_name(files, folder / f'{Path(image).stem}_{method}.png')
             best = _draw_file(net, seen, x, maps, names, (kind, told), writing, path)
             files.append(path)
+            if page is not None:
+                temp = writing.enter_context(atomic_path(path.with_suffix('.html')))
+                temp.write_text(page, encoding='utf-8')
             doubt = ' (untrained weights)' if net.trained is False else ''
             lines.append(f"{image}: {best}{doubt} -> {path}")
     print('\n'.join(lines))
@@ -357,6 +367,12 @@ def _maps(net, x, asked, method):
     if not maps:
         raise refusals[0]
     return maps
+
+
+def _explanation(net, seen, x, names, maps, title, told):
+    from vitlit.train.report import explanation_html
+
+    return explanation_html(net, x, seen, names, maps, title, told)
 
 
 def _free_name(taken, path):
@@ -392,7 +408,7 @@ def _draw_file(net, seen, x, maps, names, known, writing, path):
     plt.close(axs[0].figure)
     return ', '.join(words)
 
-
+# %% ../../nbs/train/27_runs.ipynb #796163d2
 def _caption(ax, words):
     "Write a sentence below an image."
     import textwrap
