@@ -7,17 +7,22 @@ __all__ = ['dense_recipes', 'OVERLAPS', 'RECALLS', 'DenseRecipe', 'get_dense_rec
            'PixelScores', 'overlaps', 'match', 'average_precision', 'ObjectScores', 'GiveTruths', 'total_loss',
            'dense_groups', 'DenseLearner', 'dense_learner', 'MeanIoU', 'AveragePrecision', 'dense_scores']
 
+# %% ../../nbs/downstream/64_dense_training.ipynb #d64fffff
+import warnings
+
+with warnings.catch_warnings():  # fastai calls torch.jit.script, which torch calls deprecated
+    warnings.simplefilter('ignore', FutureWarning)
+    from fastai.callback.core import Callback
+
 # %% ../../nbs/downstream/64_dense_training.ipynb #d6400002
 import dataclasses
 import json
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from random import Random
 
 import numpy as np
 import torch
-from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
@@ -425,7 +430,9 @@ class DenseLearner(Learner):
         schedule.recipe, schedule.seed = recipe, seed  # a `Checkpoint` compares them
         with seeded(seed):
             self.dls.train.rng.seed(seed)
-            self.fit(recipe.steps // every, cbs=[schedule, *L(cbs)])
+            with warnings.catch_warnings():  # our models have `losses`, and so has a Recorder
+                warnings.filterwarnings('ignore', 'You are shadowing')
+                self.fit(recipe.steps // every, cbs=[schedule, *L(cbs)])
         return self
 
 # %% ../../nbs/downstream/64_dense_training.ipynb #d640001f
