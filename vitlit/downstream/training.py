@@ -8,27 +8,15 @@ __all__ = ['dense_recipes', 'OVERLAPS', 'RECALLS', 'DenseRecipe', 'get_dense_rec
            'dense_groups', 'DenseLearner', 'dense_learner', 'MeanIoU', 'AveragePrecision', 'dense_scores']
 
 # %% ../../nbs/downstream/64_dense_training.ipynb #d64fffff
-import warnings
-
-with warnings.catch_warnings():  # fastai calls torch.jit.script, which torch calls deprecated
-    warnings.simplefilter('ignore', FutureWarning)
-    from fastai.callback.core import Callback
-
-# %% ../../nbs/downstream/64_dense_training.ipynb #d6400002
 import dataclasses
 import json
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from random import Random
 
 import numpy as np
 import torch
-from fastai.callback.schedule import ParamScheduler
-from fastai.callback.training import GradientClip
-from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
-from fastai.learner import Learner, Metric
-from fastcore.foundation import L
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.ops import box_area
 from torchvision.transforms import InterpolationMode
@@ -40,6 +28,15 @@ from .data import normalized, object_batch, pixel_batch
 from .detection import CascadeRCNN
 from .segmentation import decay_groups, pixel_loss, PixelCounts, segment, UperNet
 from ..train.learner import FiniteLoss, MarkTrained, recipe_optim
+
+# %% ../../nbs/downstream/64_dense_training.ipynb #d6400002
+from fastai.callback.core import Callback
+from fastai.callback.schedule import ParamScheduler
+from fastai.callback.training import GradientClip
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner, Metric
+from fastcore.foundation import L
 
 # %% ../../nbs/downstream/64_dense_training.ipynb #d6400007
 @dataclass(frozen=True)
