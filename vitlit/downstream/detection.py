@@ -279,8 +279,7 @@ class CascadeHeads(nn.Module):
         return roi_features(maps[: len(self.strides)], rois, size, self.strides)
 
     def losses(self, maps, boxes, targets, sizes, choose=at_random, count=512) -> dict:
-        """Weighted losses of every stage, `s0.loss_cls` and so on, for proposals `boxes`, a list,
-        of which `count` an image are drawn."""
+        "Weighted losses of every stage (`s0.loss_cls`, …); of the `boxes`, `count` an image."
         out = {}
         for s, rule in enumerate(self.rules):
             pairs = zip(boxes, targets)
