@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import nn, Tensor
 
-from ..core import Geometry, suggest
+from ..core import check_whole, Geometry, suggest
 from .attention import observe_by_rule
 from .attribution import Attribution, check_images, explain, in_gray, in_parts
 from .attribution import list_methods, Score, unwrapped
@@ -45,7 +45,7 @@ def contrast(
 ) -> Attribution:  # signed; `a` (B,) and `b` (B,) are in its notes
     "Say which places of the images speak for class `a` rather than for class `b`."
     check_images(x, 'contrast')
-    model = unwrapped(model)
+    model, at_once = unwrapped(model), check_whole(at_once, 'at_once')
     with eval_with_grad(model), torch.no_grad():
         logits = model(x)
     a = Score(a).classes(logits)
@@ -117,7 +117,7 @@ class Station:
 # %% ../../nbs/explain/48_browser.ipynb #533b4b73
 def _patches(model, r, size, grid):
     "Patches (B, h, w) and sum of the prefix tokens (B,) of a vector (B, N), with their geometry."
-    grid = layer_grid(model, r.unsqueeze(-1), size, grid).grid if grid is None else grid
+    grid = layer_grid(model, r.unsqueeze(-1), size).grid if grid is None else grid
     prefix, patches = r[:, : -grid.patches], r[:, -grid.patches :]
     return patches.unflatten(1, grid.size), prefix.sum(1), geometry_at(model, grid, size)
 
@@ -129,7 +129,7 @@ def words(name: str) -> str:
         return name
     stage, block, part = found.groups()
     if block is None:
-        return f'to stage {int(stage) + 1}' if part == 'transition' else f'stage {stage}: {part}'
+        return f'to stage {int(stage) + 1}' if part == 'transition' else f'stage {int(stage) + 1}: {part}'
     part = '' if part == 'token_mixer' else f' ({part})'
     return f'stage {int(stage) + 1}, block {int(block) + 1}{part}'
 
@@ -382,7 +382,7 @@ def _cross(ax, place):
 @patch
 def widget(
     self: Browser,
-    methods=None,  # names; None: all of `list_methods` that the model allows
+    methods=None,  # names to choose from; None: `list_methods()`
 ):  # an ipywidgets box
     "Choose a patch, a layer, a head, a method and a class; ImportError without ipywidgets."
     try:
@@ -390,7 +390,10 @@ def widget(
     except ImportError as e:
         raise ImportError("The browser's widget needs ipywidgets: pip install ipywidgets.") from e
     heads = lambda name: [('mean', None), *((str(h + 1), h) for h in range(self.heads(name)))]
+    methods = list(methods or list_methods())
     likely = self.logits.topk(min(10, len(self.logits))).indices.tolist()
+    first = likely[0] if self.target is None else self.target
+    likely = [first, *(k for k in likely if k != first)]
     named = [(str(self.classes[k] if self.classes else k), k) for k in likely]
     slide = lambda n: IntSlider(n // 2, 0, n - 1, max(1, n // 32), continuous_update=False)
     layer = Dropdown(options=[(words(name), name) for name in self.layers])
@@ -404,7 +407,9 @@ def widget(
         head=head,
         side=Dropdown(options=['reads', 'read by']),
         weigh=Dropdown(options=['weights', 'score']),
-        method=Dropdown(options=methods or list_methods(), value='relevance'),
+        method=Dropdown(
+            options=methods, value='relevance' if 'relevance' in methods else methods[0]
+        ),
         target=Dropdown(options=named),
     )
 
