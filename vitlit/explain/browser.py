@@ -129,7 +129,11 @@ def words(name: str) -> str:
         return name
     stage, block, part = found.groups()
     if block is None:
-        return f'to stage {int(stage) + 1}' if part == 'transition' else f'stage {int(stage) + 1}: {part}'
+        return (
+            f'to stage {int(stage) + 1}'
+            if part == 'transition'
+            else f'stage {int(stage) + 1}: {part}'
+        )
     part = '' if part == 'token_mixer' else f' ({part})'
     return f'stage {int(stage) + 1}, block {int(block) + 1}{part}'
 
