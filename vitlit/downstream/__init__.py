@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ADE20K', 'COCOInstances', 'DenseRecipe', 'ObjectScores', 'PixelCounts', 'PixelScores', 'Pyramid', 'SceneObjects',
            'ScenePixels', 'SeveralSpec', 'UperNet', 'VIEWS', 'cascade_mask_rcnn', 'decay_groups', 'dense_learner',
-           'dense_loaders', 'dense_scores', 'detect', 'get_dense_recipe', 'linear_rate', 'object_batch',
-           'object_recipe', 'pixel_batch', 'pixel_loss', 'pixel_recipe', 'pyramid', 'reduce_zero_label', 'segment',
-           'slide', 'upernet', 'with_pyramid']
+           'dense_loaders', 'dense_scores', 'detect', 'get_dense_recipe', 'judge_dense', 'linear_rate', 'load_dense',
+           'object_batch', 'object_recipe', 'pixel_batch', 'pixel_loss', 'pixel_recipe', 'predict_dense', 'pyramid',
+           'reduce_zero_label', 'segment', 'slide', 'train_dense', 'upernet', 'with_pyramid']
 
 # %% ../../nbs/downstream/69_downstream.ipynb #4a2397bb
 from ..core import lazy_exports
@@ -33,16 +33,20 @@ _all_ = [
     'dense_scores',
     'detect',
     'get_dense_recipe',
+    'judge_dense',
     'linear_rate',
+    'load_dense',
     'object_batch',
     'object_recipe',
     'pixel_batch',
     'pixel_loss',
     'pixel_recipe',
+    'predict_dense',
     'pyramid',
     'reduce_zero_label',
     'segment',
     'slide',
+    'train_dense',
     'upernet',
     'with_pyramid',
 ]
@@ -62,6 +66,7 @@ __getattr__, __dir__ = lazy_exports(
     ],
     detection=['cascade_mask_rcnn', 'detect', 'with_pyramid'],
     pyramids=['Pyramid', 'pyramid'],
+    runs=['judge_dense', 'load_dense', 'predict_dense', 'train_dense'],
     segmentation=[
         'PixelCounts',
         'UperNet',

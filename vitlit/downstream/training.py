@@ -17,6 +17,7 @@ from random import Random
 
 import numpy as np
 import torch
+from fastprogress import progress_bar
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.ops import box_area
 from torchvision.transforms import InterpolationMode
@@ -543,6 +544,7 @@ def dense_scores(
     bound=None,  # (longer, shorter) side to which images are brought; None: as they are
     mean=IMAGENET_DEFAULT_MEAN,  # per channel, of images in [0, 1]
     std=IMAGENET_DEFAULT_STD,
+    progress: bool = False,  # show a bar?
     **how,  # for `segment`: window, stride, views
 ):  # PixelScores, or a dictionary box, mask of ObjectScores
     "Judge a model image by image, in the pixels of the original images."
@@ -557,7 +559,7 @@ def dense_scores(
     mode = net.training
     net.eval()
     try:
-        for i in range(len(data)):
+        for i in progress_bar(range(len(data)), leave=False) if progress else range(len(data)):
             image, truth = data[i]
             size = tuple(image.shape[-2:])
             x = normalized(_brought(image, bound), mean, std)[None].to(device)

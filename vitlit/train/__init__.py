@@ -8,9 +8,9 @@ __all__ = ['Accuracy', 'Autocast', 'AveragedAccuracy', 'CLASSES', 'Checkpoint', 
            'augmentation_of', 'cifar10', 'demo', 'digits', 'evaluate', 'explain_files', 'features', 'folder',
            'get_recipe', 'image_loaders', 'imagenet_columns', 'judge', 'label_folder', 'left_out', 'linear_probe',
            'list_checkpoints', 'load_image', 'load_map', 'load_model', 'look', 'make_scene', 'model_for',
-           'nearest_neighbors', 'normalize', 'predictions', 'prepare', 'processes', 'real_labels', 'recipe_transform',
-           'reliability_diagram', 'report_html', 'resume', 'scene_batch', 'show_scene', 'stats_of', 'temperature',
-           'vit_learner', 'with_maps']
+           'nearest_neighbors', 'normalize', 'predictions', 'prepare', 'processes', 'read_shards', 'real_labels',
+           'recipe_transform', 'reliability_diagram', 'report_html', 'resume', 'scene_batch', 'shard_files',
+           'show_scene', 'stats_of', 'temperature', 'vit_learner', 'with_maps']
 
 # %% ../../nbs/train/29_train.ipynb #d2383f11
 _all_ = [
@@ -58,12 +58,14 @@ _all_ = [
     'predictions',
     'prepare',
     'processes',
+    'read_shards',
     'real_labels',
     'recipe_transform',
     'reliability_diagram',
     'report_html',
     'resume',
     'scene_batch',
+    'shard_files',
     'show_scene',
     'stats_of',
     'temperature',
@@ -107,6 +109,7 @@ def _lazy():
         report=['look', 'report_html'],
         runs=['demo', 'explain_files', 'load_model', 'prepare'],
         scenes=['CLASSES', 'Scene', 'SceneSpec', 'make_scene', 'scene_batch', 'show_scene'],
+        shards=['read_shards', 'shard_files'],
         token_labels=['label_folder', 'load_map'],
         token_training=['TokenLabels', 'with_maps'],
     )

@@ -28,6 +28,7 @@ from torchvision.transforms.functional import to_pil_image
 from ..core import check_share, check_whole, seeded, suggest, to_pair
 from .augmentation import Erase, recipe_transform
 from .recipes import get_recipe
+from .shards import Member, mixed, read_shards, shard_files
 from .scenes import _draw_many, CLASSES, SceneSpec, SHOWN
 
 # %% ../../nbs/train/21_data.ipynb #1ff5abe9
@@ -72,7 +73,7 @@ def stats_of(
 
 # %% ../../nbs/train/21_data.ipynb #e9466d05
 def load_image(
-    source,  # path, PIL image, or array (H, W) or (H, W, 3) of bytes
+    source,  # path, PIL image, member of a shard, or array (H, W) or (H, W, 3) of bytes
 ) -> Image.Image:  # mode RGB, upright
     """Read an image as upright 8-bit RGB, transparent parts white.
 
@@ -81,8 +82,10 @@ def load_image(
     if isinstance(source, np.ndarray):
         _check_array(source)
         source = Image.fromarray(source)
-    what = source if isinstance(source, (str, Path)) else f'a {type(source).__name__}'
+    named = isinstance(source, (str, Path, Member))
+    what = source if named else f'a {type(source).__name__}'
     try:
+        source = source.open() if isinstance(source, Member) else source
         img = source if isinstance(source, Image.Image) else Image.open(source)
         img = ImageOps.exif_transpose(img)  # reads the whole file
     except Exception as e:
@@ -199,9 +202,12 @@ class ImageDL(TfmdDL):
     "fastai's loader; takes whole batches where a set offers them, and a list as new items."
 
     repeats = 1  # versions of an image, one after another, in shuffled order
+    mix = None  # shards whose images are shuffled together, see `vitlit.train.shards`
 
     def get_idxs(self):
         rows = super().get_idxs()
+        if self.mix and self.shuffle:
+            rows = mixed(rows, self.dataset.items, self.mix, self.rng)
         if self.repeats == 1 or not self.shuffle:
             return rows
         return [row for row in rows for _ in range(self.repeats)][: len(rows)]
@@ -217,7 +223,7 @@ class ImageDL(TfmdDL):
         if dataset is not None and not isinstance(dataset, Labeled):
             dataset = self.dataset.subset(list(dataset))
         made = super().new(dataset, cls, **kwargs)
-        made.repeats = self.repeats
+        made.repeats, made.mix = self.repeats, self.mix
         return made
 
 # %% ../../nbs/train/21_data.ipynb #bd971b59
@@ -403,14 +409,21 @@ def _split_files(path, train, valid):
         raise ValueError(f"{path} is a file; give the folder that holds {train!r} and {valid!r}.")
     if not path.is_dir():
         raise ValueError(f"There is no folder {path}; give one with images.")
-    for split in (train, valid):
-        if not (path / split).is_dir():
-            here = _listed(p.name for p in _folders(path)) or 'no folders'
-            raise ValueError(
-                f"{path} has no split {split!r}, only {here}; name its splits with train=... and "
-                "valid=..., or hold out a share of each class, valid=0.2."
-            )
-    return {split: _class_files(path / split) for split in (train, valid)}
+    return {split: _split(path, split) for split in (train, valid)}
+
+
+def _split(path, split):
+    "Images of one split by class: from a folder, or from shards."
+    if (path / split).is_dir():
+        return _class_files(path / split)
+    shards = shard_files(path, split)
+    if shards:
+        return read_shards(shards)
+    here = _listed(p.name for p in _folders(path)) or 'no folders'
+    raise ValueError(
+        f"{path} has no split {split!r}, only {here}; name its splits with train=... and "
+        "valid=..., or hold out a share of each class, valid=0.2."
+    )
 
 
 def _hold_out(path, share, seed):
@@ -452,6 +465,8 @@ def _check_apart(files):
     places = {}
 
     def place(f):
+        if isinstance(f, Member):
+            return os.path.realpath(f.shard), f.start
         folder = places.setdefault(f.parent, os.path.realpath(f.parent))
         return os.path.realpath(f) if f.is_symlink() else os.path.join(folder, f.name)
 
@@ -497,7 +512,7 @@ class ImageFiles(Labeled):
     def subset(self, items):
         "Files `items` of this set with labels, or new images (paths, PIL images, arrays) without."
         known = dict(zip(self.items, self.y or ()))
-        labeled = all(isinstance(i, Path) and i in known for i in items)
+        labeled = all(isinstance(i, (Path, Member)) and i in known for i in items)
         y = [known[i] for i in items] if labeled else None
         return ImageFiles(items, y, self.vocab, self.tfm, 1)
 
@@ -533,6 +548,13 @@ def _readable_files(path, splits, on_bad, verify, seed):
             classes[c] = [f for f in classes[c] if f not in bad]
     _check_classes(path, files)
     return files, bad
+
+
+def _mix(mix, images):
+    "`mix`, if `images` come from shards."
+    if mix is not None and not isinstance(images.items[0], Member):
+        raise ValueError(f"mix is {mix}, but the images lie in no shards; leave it out.")
+    return mix if mix is None else check_whole(mix, 'mix')
 
 
 def _check_augment(recipe, augment, erase, kwargs):
@@ -572,7 +594,8 @@ def _asked(recipe, augment, erase, data, kwargs):
 
 # %% ../../nbs/train/21_data.ipynb #ddac9498
 def folder(
-    path,  # holds train/<class>/* and val/<class>/*; or <class>/*, where `valid` is a share
+    path,  # holds train/<class>/* and val/<class>/*, or train*.tar and val*.tar; or <class>/*,
+    # where `valid` is a share
     size=None,  # pixels, or (height, width); the model's if None, 224 without a model
     bs: int = 64,  # images a batch
     cfg=None,  # a model or its `default_cfg`: mean, std, crop_pct, interpolation; else ImageNet's
@@ -587,6 +610,7 @@ def folder(
     train: str = 'train',  # name of the training split
     valid='val',  # name of the validation split; or a share of each class to hold out at random
     seed: int = 0,  # of the order, and of what is held out
+    mix: int = None,  # shards whose images are shuffled together; None: all
     num_workers: int = None,  # processes that read images; fastai's choice if None
     device=None,  # where batches go, fastai's choice if None
     **kwargs,  # training images, for timm's `create_transform`: scale, ratio, hflip, vflip, ...
@@ -618,7 +642,7 @@ def folder(
     tfms = [Erase(r.erasing)] if r.erasing else []
     how = data['mean'], data['std'], seed, tfms, device, num_workers
     dls = image_loaders(*sets, bs, *how, repeats=repeats)
-    dls.bad = bad
+    dls.bad, dls.train.mix = bad, _mix(mix, sets[0])
     return dls
 
 # %% ../../nbs/train/21_data.ipynb #7729fa76

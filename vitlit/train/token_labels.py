@@ -24,6 +24,7 @@ from torchvision.ops import roi_align
 
 from ..core import atomic_path, check_share, check_whole, to_pair
 from .data import _images_in, load_image
+from .shards import Member
 
 # %% ../../nbs/train/23_token_labels.ipynb #79c43f64
 def token_features(model, image: Tensor) -> tuple:
@@ -176,6 +177,8 @@ def map_path(
     folder,  # the root of the images
 ) -> Path:
     "Where the map of an image lies: same folders, the name up to its first dot, and .pt."
+    if isinstance(image, Member):
+        raise ValueError(f"{image} lies in a shard, and label maps belong to files; unpack it.")
     inside = Path(image).relative_to(folder)
     return Path(root) / inside.parent / (inside.name.partition('.')[0] + '.pt')
 
