@@ -35,7 +35,7 @@ from vitlit.mixing import (
 )
 from .swin import Swin, SwinConfig
 from .swin_mlp import FilledWindows
-from ..registry import build_variant, Card, MICRO, register, register_part
+from ..registry import build_variant, Card, MICRO, register, register_part, shipped
 from ..weights import NameRules
 
 # %% ../../nbs/papers/13_dwnet.ipynb #7b234bb9
@@ -628,8 +628,8 @@ def i_dynamic_dwnet_base(pretrained: bool = False, **kwargs):
     return build_variant(InhomogeneousDWNet, card, variants['base'], pretrained, **kwargs)
 
 # %% ../../nbs/papers/13_dwnet.ipynb #0e7f71ed
-def _small(name, what):
-    "The card of a micro model."
+def _small(name, what, *tags):
+    "The card of a micro model, with the weights `tags` if there are any."
     mixer = _dynamic if name.startswith('dynamic') else {}
     return Card(
         name,
@@ -640,11 +640,16 @@ def _small(name, what):
         pool_size=(4, 4),
         slots=_slots,
         traits=dict(mixer=mixer),
+        weights=shipped(name, *tags),
+        default_tag=tags[0] if tags else '',
         **mixer,
     )
 
 
-@register(_small('dwnet_micro', 'static convolutions'), DWNet, variants['micro'])
+_tags = 'scenes', 'digits', 'cifar10'
+
+
+@register(_small('dwnet_micro', 'static convolutions', *_tags), DWNet, variants['micro'])
 def dwnet_micro(pretrained: bool = False, **kwargs):
     return build_variant(DWNet, dwnet_micro.card, variants['micro'], pretrained, **kwargs)
 
@@ -656,7 +661,7 @@ def dynamic_dwnet_micro(pretrained: bool = False, **kwargs):
 
 
 @register(
-    _small('i_dynamic_dwnet_micro', 'weights for each position'),
+    _small('i_dynamic_dwnet_micro', 'weights for each position', *_tags),
     InhomogeneousDWNet,
     variants['micro'],
 )
