@@ -189,6 +189,18 @@ def _pieces(*tensors):
     images = max(1, 2**17 // max(1, first[0].numel()))
     return list(zip(*(t.split(images) for t in tensors)))
 
+
+def _joined(parts, n):
+    "Parts of a batch of `n` as one tensor, written one by one: they never exist twice."
+    out, at = None, 0
+    for part in parts:
+        if len(part) == n:
+            return part
+        out = part.new_empty(n, *part.shape[1:]) if out is None else out
+        out[at : at + len(part)] = part
+        at += len(part)
+    return out
+
 # %% ../../nbs/papers/13_dwnet.ipynb #2142a242
 def _spread(w, g, k):
     "Weights (B, G, k², H, W) times g (B, G, C/G, H, W), put where the neighbors lie: (B, C, H, W)."
@@ -215,7 +227,8 @@ class _WindowSum(torch.autograd.Function):
     @staticmethod
     def forward(x, w, k):
         shape = w.shape[1], -1
-        return torch.cat([_added(xi.unflatten(1, shape), wi, k) for xi, wi in _pieces(x, w)])
+        parts = (_added(xi.unflatten(1, shape), wi, k) for xi, wi in _pieces(x, w))
+        return _joined(parts, len(x))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -225,13 +238,12 @@ class _WindowSum(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        (x, w), dx, dw = ctx.saved_tensors, [], []
+        (x, w), k = ctx.saved_tensors, ctx.kernel
         shape = w.shape[1], -1
-        for xi, wi, g in _pieces(x, w, grad):
-            g = g.unflatten(1, shape)
-            dx.append(_spread(wi, g, ctx.kernel).to(x.dtype))
-            dw.append(_dots(g, xi.unflatten(1, shape), ctx.kernel))
-        return torch.cat(dx), torch.cat(dw).to(w.dtype), None
+        pieces = [(xi, wi, g.unflatten(1, shape)) for xi, wi, g in _pieces(x, w, grad)]
+        dx = _joined((_spread(wi, g, k).to(x.dtype) for _, wi, g in pieces), len(x))
+        dw = (_dots(g, xi.unflatten(1, shape), k).to(w.dtype) for xi, _, g in pieces)
+        return dx, _joined(dw, len(x)), None
 
 # %% ../../nbs/papers/13_dwnet.ipynb #5b92cd81
 class InhomogeneousConv(TokenMixer):
@@ -298,7 +310,7 @@ class _WindowDots(torch.autograd.Function):
     @staticmethod
     def forward(q, k, kernel, groups):
         parts = _pieces(q.unflatten(1, (groups, -1)), k.unflatten(1, (groups, -1)))
-        return torch.cat([_dots(qi, ki, kernel) for qi, ki in parts])
+        return _joined((_dots(qi, ki, kernel) for qi, ki in parts), len(q))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -308,11 +320,11 @@ class _WindowDots(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        (q, k), shape, dq, dk = ctx.saved_tensors, (ctx.groups, -1), [], []
-        for qi, ki, g in _pieces(q, k, grad):
-            dq.append(_added(ki.unflatten(1, shape), g, ctx.kernel))
-            dk.append(_spread(g, qi.unflatten(1, shape), ctx.kernel).to(k.dtype))
-        return torch.cat(dq).to(q.dtype), torch.cat(dk), None, None
+        (q, k), shape, side = ctx.saved_tensors, (ctx.groups, -1), ctx.kernel
+        pieces = _pieces(q, k, grad)
+        dq = (_added(ki.unflatten(1, shape), g, side).to(q.dtype) for _, ki, g in pieces)
+        dk = (_spread(g, qi.unflatten(1, shape), side).to(k.dtype) for qi, _, g in pieces)
+        return _joined(dq, len(q)), _joined(dk, len(k)), None, None
 
 # %% ../../nbs/papers/13_dwnet.ipynb #505b9d73
 class _OverTheGrid:
