@@ -14,6 +14,7 @@ import math
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -192,11 +193,12 @@ def _pieces(*tensors):
 
 def _joined(parts, n):
     "Parts of a batch of `n` as one tensor, written one by one: they never exist twice."
-    out, at = None, 0
-    for part in parts:
-        if len(part) == n:
-            return part
-        out = part.new_empty(n, *part.shape[1:]) if out is None else out
+    parts = iter(parts)
+    first, second = next(parts), next(parts, None)
+    if second is None:  # sizes are not looked at, which would fix them in an exported program
+        return first
+    out, at = first.new_empty(n, *first.shape[1:]), 0
+    for part in chain((first, second), parts):
         out[at : at + len(part)] = part
         at += len(part)
     return out
@@ -228,7 +230,7 @@ class _WindowSum(torch.autograd.Function):
     def forward(x, w, k):
         shape = w.shape[1], -1
         parts = (_added(xi.unflatten(1, shape), wi, k) for xi, wi in _pieces(x, w))
-        return _joined(parts, len(x))
+        return _joined(parts, x.shape[0])
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -241,9 +243,9 @@ class _WindowSum(torch.autograd.Function):
         (x, w), k = ctx.saved_tensors, ctx.kernel
         shape = w.shape[1], -1
         pieces = [(xi, wi, g.unflatten(1, shape)) for xi, wi, g in _pieces(x, w, grad)]
-        dx = _joined((_spread(wi, g, k).to(x.dtype) for _, wi, g in pieces), len(x))
+        dx = _joined((_spread(wi, g, k).to(x.dtype) for _, wi, g in pieces), x.shape[0])
         dw = (_dots(g, xi.unflatten(1, shape), k).to(w.dtype) for xi, _, g in pieces)
-        return dx, _joined(dw, len(x)), None
+        return dx, _joined(dw, x.shape[0]), None
 
 # %% ../../nbs/papers/13_dwnet.ipynb #5b92cd81
 class InhomogeneousConv(TokenMixer):
@@ -310,7 +312,7 @@ class _WindowDots(torch.autograd.Function):
     @staticmethod
     def forward(q, k, kernel, groups):
         parts = _pieces(q.unflatten(1, (groups, -1)), k.unflatten(1, (groups, -1)))
-        return _joined((_dots(qi, ki, kernel) for qi, ki in parts), len(q))
+        return _joined((_dots(qi, ki, kernel) for qi, ki in parts), q.shape[0])
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -324,7 +326,7 @@ class _WindowDots(torch.autograd.Function):
         pieces = _pieces(q, k, grad)
         dq = (_added(ki.unflatten(1, shape), g, side).to(q.dtype) for _, ki, g in pieces)
         dk = (_spread(g, qi.unflatten(1, shape), side).to(k.dtype) for qi, _, g in pieces)
-        return _joined(dq, len(q)), _joined(dk, len(k)), None, None
+        return _joined(dq, q.shape[0]), _joined(dk, k.shape[0]), None, None
 
 # %% ../../nbs/papers/13_dwnet.ipynb #505b9d73
 class _OverTheGrid:
