@@ -14,7 +14,6 @@ import math
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -197,8 +196,10 @@ def _joined(parts, n):
     first, second = next(parts), next(parts, None)
     if second is None:  # sizes are not looked at, which would fix them in an exported program
         return first
-    out, at = first.new_empty(n, *first.shape[1:]), 0
-    for part in chain((first, second), parts):
+    out, at = first.new_empty(n, *first.shape[1:]), len(first) + len(second)
+    out[:at] = torch.cat((first, second))
+    del first, second  # a piece lives until it is written
+    for part in parts:
         out[at : at + len(part)] = part
         at += len(part)
     return out
