@@ -180,7 +180,7 @@ def _added(x, w, k):
         y.addcmul_(neighbor, weight)
     return y.flatten(1, 2).to(x.dtype)
 
-
+# %% ../../nbs/papers/13_dwnet.ipynb #2142a242
 def _pieces(*tensors):
     "Batches in parts: on a CPU few images, which fit into its cache, elsewhere whole."
     first = tensors[0]
@@ -204,7 +204,7 @@ def _joined(parts, n):
         at += len(part)
     return out
 
-# %% ../../nbs/papers/13_dwnet.ipynb #2142a242
+
 def _spread(w, g, k):
     "Weights (B, G, k², H, W) times g (B, G, C/G, H, W), put where the neighbors lie: (B, C, H, W)."
     (H, W), p = g.shape[-2:], k // 2
