@@ -223,7 +223,7 @@ def _dots(g, x, k):
     products = (neighbor * g for neighbor in _neighbors(x, k))
     return torch.stack([p.squeeze(2) if alone else p.sum(2) for p in products], 2)
 
-
+# %% ../../nbs/papers/13_dwnet.ipynb #40c411cd
 class _WindowSum(torch.autograd.Function):
     generate_vmap_rule = True
 
