@@ -655,7 +655,7 @@ def _small(name, what, *tags):
         pool_size=(4, 4),
         slots=_slots,
         traits=dict(mixer=mixer),
-        weights=shipped(name, *tags),
+        weights=shipped(name, *tags, digits=dict(pool_size=(2, 2))),
         default_tag=tags[0] if tags else '',
         **mixer,
     )
