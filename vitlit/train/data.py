@@ -530,6 +530,13 @@ def _data_config(cfg, size):
     data = resolve_data_config({}, pretrained_cfg=cfg or dict(interpolation='bicubic'))
     return data if size is None else data | dict(input_size=(3, *to_pair(size)))
 
+
+def _mix(mix, images):
+    "`mix`, if `images` come from shards."
+    if mix is not None and not isinstance(images.items[0], Member):
+        raise ValueError(f"mix is {mix}, but the images lie in no shards; leave it out.")
+    return mix if mix is None else check_whole(mix, 'mix')
+
 # %% ../../nbs/train/21_data.ipynb #7fdb7c9a
 def _readable_files(path, splits, on_bad, verify, seed):
     "(split: class: paths, path: reason of what cannot be read), as `folder` was asked to treat it."
@@ -548,13 +555,6 @@ def _readable_files(path, splits, on_bad, verify, seed):
             classes[c] = [f for f in classes[c] if f not in bad]
     _check_classes(path, files)
     return files, bad
-
-
-def _mix(mix, images):
-    "`mix`, if `images` come from shards."
-    if mix is not None and not isinstance(images.items[0], Member):
-        raise ValueError(f"mix is {mix}, but the images lie in no shards; leave it out.")
-    return mix if mix is None else check_whole(mix, 'mix')
 
 
 def _check_augment(recipe, augment, erase, kwargs):
@@ -594,8 +594,7 @@ def _asked(recipe, augment, erase, data, kwargs):
 
 # %% ../../nbs/train/21_data.ipynb #ddac9498
 def folder(
-    path,  # holds train/<class>/* and val/<class>/*, or train*.tar and val*.tar; or <class>/*,
-    # where `valid` is a share
+    path,  # holds train/<class>/* and val/<class>/*, or train*.tar and val*.tar, or <class>/*
     size=None,  # pixels, or (height, width); the model's if None, 224 without a model
     bs: int = 64,  # images a batch
     cfg=None,  # a model or its `default_cfg`: mean, std, crop_pct, interpolation; else ImageNet's
