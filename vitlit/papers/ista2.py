@@ -31,7 +31,15 @@ from ..attention import Attention
 from ..core import atomic_path, check_share, check_whole, Grid
 from ..mixing import held
 from . import cvt, pvt, swin
-from ..registry import build_variant, Card, MICRO, register, register_part
+from vitlit.registry import (
+    build_variant,
+    Card,
+    MICRO,
+    model_entry,
+    register,
+    register_part,
+    shipped,
+)
 
 # %% ../../nbs/papers/15_ista2.ipynb #3d72fbdb
 @register_part('norm', 'qkv_norm')
@@ -493,11 +501,18 @@ def ista2_cvt_13(pretrained: bool = False, **kwargs):
 _micro = 'a small Swin for 32 to 64 pixel images that aligns values across images'
 
 
-@register(
-    _traits(Card('ista2_swin_micro', family='ISTA2', paper=_micro, **MICRO), swin.swin_micro.card),
-    AlignedSwin,
-    swin.variants['micro'],
+_tags = 'scenes', 'digits', 'cifar10'
+_card_of_micro = Card(
+    'ista2_swin_micro',
+    family='ISTA2',
+    paper=_micro,
+    weights=shipped('ista2_swin_micro', *_tags, digits=dict(pool_size=(2, 2))),
+    default_tag='scenes',
+    **MICRO,
 )
+
+
+@register(_traits(_card_of_micro, swin.swin_micro.card), AlignedSwin, swin.variants['micro'])
 def ista2_swin_micro(pretrained: bool = False, **kwargs):
     return build_variant(
         AlignedSwin, ista2_swin_micro.card, swin.variants['micro'], pretrained, **kwargs
@@ -518,7 +533,7 @@ def aligned_layers(model: nn.Module) -> dict:
 @contextmanager
 def references(
     model: nn.Module,
-    bank,  # what `build_references` gave, or its file; None: the batch, as outside
+    bank,  # what `build_references` gave, its file, or 'NAME.tag' of weights; None: the batch
 ):
     """Inside the block `model` aligns images with a fixed reference set, not with each other.
 
@@ -594,14 +609,29 @@ def save_references(bank: dict, path):
         safetensors.torch.save_file({k: t.cpu().contiguous() for k, t in bank.items()}, temp)
 
 
-def load_references(path) -> dict:
-    "The reference set in the file `path`; FileNotFoundError where there is none."
-    if not Path(path).is_file():
+def load_references(source) -> dict:
+    """The reference set in the file `source`, or the one that came with the weights 'NAME.tag'.
+
+    FileNotFoundError where there is none.
+    """
+    file = Path(source)
+    if not file.is_file():
+        file = _shipped_references(source) or file
+    if not file.is_file():
         raise FileNotFoundError(
-            f"{path} is not a file; write one with save_references(build_references(model, "
-            "images), path)."
+            f"{source} is neither a file nor weights with a reference set; write one with "
+            "save_references(build_references(model, images), path)."
         )
-    return safetensors.torch.load_file(path)
+    return safetensors.torch.load_file(file)
+
+
+def _shipped_references(name):
+    "Where the reference set of the weights `name` is, or would be; None if there are none."
+    try:
+        weights = model_entry(str(name)).card.pretrained_cfg(str(name).partition('.')[2] or None)
+    except (KeyError, ValueError):
+        return None
+    return Path(weights.file).with_suffix('.references.safetensors') if weights.file else None
 
 # %% ../../nbs/papers/15_ista2.ipynb #bc60d240
 class Lent(NamedTuple):
