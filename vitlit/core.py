@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['namers', 'Grid', 'split_prefix', 'to_image', 'to_tokens', 'Geometry', 'to_pair', 'check_whole', 'check_share',
-           'suggest', 'models_for', 'seeded', 'atomic_path', 'lazy_exports', 'environment']
+           'suggest', 'models_for', 'depends_on_batch', 'seeded', 'atomic_path', 'lazy_exports', 'environment']
 
 # %% ../nbs/base/02_core.ipynb #261a07d6
 import difflib
@@ -177,6 +177,16 @@ def models_for(state: dict) -> str:
     "The calls that make models with the tensors of `state`, such as '`pit_ti`'; '' without any."
     found = dict.fromkeys(pair for namer in namers for pair in namer(state))
     return ' or '.join(f'`{name}({options})`'.replace('()', '') for name, options in found)
+
+# %% ../nbs/base/02_core.ipynb #09773e1f
+def depends_on_batch(model) -> bool:
+    """Do predictions of `model` depend on the other images of the batch?
+
+    A model whose card says so does not while every layer that asks has a fixed `bank` to ask.
+    """
+    coupled = getattr(getattr(model, 'card', None), 'batch_coupled', False)
+    banks = [m.bank for m in model.modules() if hasattr(m, 'bank')] if coupled else []
+    return coupled and not (banks and all(bank is not None for bank in banks))
 
 # %% ../nbs/base/02_core.ipynb #76e9ca44
 @contextmanager

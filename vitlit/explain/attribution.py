@@ -15,7 +15,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
-from ..core import check_whole, Geometry, Grid, suggest, to_pair
+from ..core import check_whole, depends_on_batch, Geometry, Grid, suggest, to_pair
 from .flow import eval_with_grad
 from .lrp import LRPGradients
 from ..mixing import capture
@@ -299,7 +299,7 @@ def explain(
     _check_model(model, x, target)
     x = x.detach().as_subclass(Tensor)  # fastai's images are a tensor class with its own methods
     _refuse_not_finite(x)
-    coupled = getattr(getattr(model, 'card', None), 'batch_coupled', False)
+    coupled = depends_on_batch(model)
     at_once = 1 if coupled else check_whole(at_once, 'at_once')
     if len(x) > at_once:
         part = lambda x, asked: explain(model, x, asked, method, trained, at_once, **options)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..core import check_whole, Geometry, Grid
+from ..core import check_whole, depends_on_batch, Geometry, Grid
 from .attribution import gather, method, Score
 from .flow import first_geometry
 
@@ -67,8 +67,7 @@ def at_once(model, images, batch_size):
 
     At least as many as are explained; only one for a model whose predictions depend on the batch.
     """
-    coupled = getattr(getattr(model, 'card', None), 'batch_coupled', False)
-    return 1 if coupled else max(images, batch_size)
+    return 1 if depends_on_batch(model) else max(images, batch_size)
 
 
 def map_of_pixels(model, fine, notes):

@@ -6,7 +6,8 @@
 __all__ = ['kinds', 'QKVNorm', 'represent', 'Pool', 'nearest', 'take', 'blend', 'sum_over_k', 'AlignOptions', 'Seen', 'align',
            'Alignment', 'AlignedAttention', 'AlignedPVT', 'AlignedSwin', 'AlignedCvT', 'ista2_pvtv2_b0',
            'ista2_pvtv2_b2', 'ista2_swin_t', 'ista2_cvt_13', 'ista2_swin_micro', 'aligned_layers', 'references',
-           'build_references', 'watch_alignment', 'save_references', 'load_references', 'Lent', 'lenders', 'frozen']
+           'set_references', 'build_references', 'watch_alignment', 'save_references', 'load_references', 'Lent',
+           'lenders', 'frozen']
 
 # %% ../../nbs/papers/15_ista2.ipynb #ea6f73da
 import math
@@ -539,7 +540,17 @@ def references(
 
     ValueError for the set of another model.
     """
-    layers = aligned_layers(model)
+    before = {m: m.bank for m in aligned_layers(model).values()}
+    try:
+        yield set_references(model, bank)
+    finally:
+        for m, tokens in before.items():
+            m.bank = tokens
+
+
+def set_references(model: nn.Module, bank) -> nn.Module:
+    "As `references`, for good; returns `model`."
+    layers, like = aligned_layers(model), next(model.parameters())
     if isinstance(bank, (str, Path)):
         bank = load_references(bank)
     bank = dict.fromkeys(layers) if bank is None else bank
@@ -549,14 +560,9 @@ def references(
             f"The reference set belongs to another model: only one of the two has "
             f"{', '.join(odd)}; make one with build_references(model, images)."
         )
-    before, like = {m: m.bank for m in layers.values()}, next(model.parameters())
-    try:
-        for name, m in layers.items():
-            m.bank = None if bank[name] is None else bank[name].to(like)
-        yield model
-    finally:
-        for m, tokens in before.items():
-            m.bank = tokens
+    for name, m in layers.items():
+        m.bank = None if bank[name] is None else bank[name].to(like)
+    return model
 
 # %% ../../nbs/papers/15_ista2.ipynb #d6f0d2bd
 def build_references(
@@ -610,13 +616,15 @@ def save_references(bank: dict, path):
 
 
 def load_references(source) -> dict:
-    """The reference set in the file `source`, or the one that came with the weights 'NAME.tag'.
+    """The reference set in the file `source`, of the run in the folder, or of weights 'NAME.tag'.
 
     FileNotFoundError where there is none.
     """
     file = Path(source)
-    if not file.is_file():
-        file = _shipped_references(source) or file
+    if file.is_dir():
+        file = file / 'references.safetensors'
+    elif not file.is_file():
+        file = _shipped_references(str(source)) or file
     if not file.is_file():
         raise FileNotFoundError(
             f"{source} is neither a file nor weights with a reference set; write one with "
@@ -628,7 +636,7 @@ def load_references(source) -> dict:
 def _shipped_references(name):
     "Where the reference set of the weights `name` is, or would be; None if there are none."
     try:
-        weights = model_entry(str(name)).card.pretrained_cfg(str(name).partition('.')[2] or None)
+        weights = model_entry(name).card.pretrained_cfg(name.partition('.')[2] or None)
     except (KeyError, ValueError):
         return None
     return Path(weights.file).with_suffix('.references.safetensors') if weights.file else None
@@ -678,4 +686,5 @@ def frozen(model: nn.Module, images: Tensor) -> list:
     ]
 
 
-Alignment.frozen = staticmethod(frozen)  # where vitlit.explain finds it
+# where vitlit.explain finds both
+Alignment.frozen, Alignment.lenders = staticmethod(frozen), staticmethod(lenders)

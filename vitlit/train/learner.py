@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['model_for', 'decay_groups', 'PairedOptim', 'recipe_optim', 'MarkTrained', 'FiniteLoss', 'EpochLog', 'FixedReferences',
-           'fixed_references', 'vit_learner', 'Autocast', 'Compiled', 'Checkpointed', 'wilson', 'Accuracy', 'outputs',
-           'predictions', 'evaluate']
+           'fixed_references', 'vit_learner', 'Autocast', 'Compiled', 'Checkpointed', 'step_options', 'wilson',
+           'Accuracy', 'outputs', 'predictions', 'evaluate']
 
 # %% ../../nbs/train/25_learner.ipynb #44429d85
 import csv
@@ -26,7 +26,15 @@ from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight
 from torch import nn
 
 from .. import models
-from ..core import atomic_path, check_whole, environment, seeded, suggest, to_pair
+from vitlit.core import (
+    atomic_path,
+    check_whole,
+    depends_on_batch,
+    environment,
+    seeded,
+    suggest,
+    to_pair,
+)
 from ..papers.ista2 import build_references, references
 from .augmentation import augmentation_of, left_out
 from .callbacks import AveragedAccuracy, Distill, Mix, process, SoftCrossEntropy
@@ -311,10 +319,6 @@ def fixed_references(learn):
             return
     yield
 
-
-def _looks_at_batch(model):
-    return getattr(getattr(model, 'card', None), 'batch_coupled', False)
-
 # %% ../../nbs/train/25_learner.ipynb #98e74309
 def _left_out(recipe, size, dls):
     "Sentences about what `recipe` contains and a learner of `dls`, of `size`, does not carry out."
@@ -448,7 +452,7 @@ def vit_learner(
         model = model_for(arch, n_out, size, in_chans, recipe.drop_path, pretrained, **kwargs)
     _normalize(dls, model, pretrained)
     own = L(MarkTrained(), FiniteLoss())
-    if _looks_at_batch(model):
+    if depends_on_batch(model):
         own.append(FixedReferences(_bs(dls)))
     cbs_of_recipe, more_metrics = _of_recipe(recipe, n_out)
     own += cbs_of_recipe
@@ -515,6 +519,7 @@ def log_to(self: Learner, folder, force: bool = False) -> Learner:
         seed=self.seed,
         batch=_batch(self),
         processes=process()[1],
+        options=step_options(self),
         environment=environment(),
         recipe=json.loads(self.recipe.to_json()),
         loaders=augmentation_of(self.dls),
@@ -607,6 +612,22 @@ class Checkpointed(Callback):
 
     def after_fit(self):
         self.model.set_grad_checkpointing(False)
+
+# %% ../../nbs/train/25_learner.ipynb #aa4512cb
+def step_options(learn) -> dict:
+    "What makes the steps of a learner cheaper, under the names of the shell's options."
+    pairs = [(cb, *_options[cb.name]) for cb in learn.cbs if cb.name in _options]
+    return {option: value(cb) for cb, option, value in pairs}
+
+
+_options = {  # name of a callback: option, and its value
+    'autocast': ('amp', lambda cb: 'bf16'),
+    'mixed_precision': ('amp', lambda cb: cb.amp_mode.value),
+    'channels_last': ('channels_last', lambda cb: True),
+    'compiled': ('torchcompile', lambda cb: str(cb.options.get('backend', 'inductor'))),
+    'checkpointed': ('grad_checkpointing', lambda cb: True),
+    'shard_weights': ('fsdp', lambda cb: True),  # of vitlit.train.distributed
+}
 
 # %% ../../nbs/train/25_learner.ipynb #ba3eb06f
 def wilson(hits: int, total: int) -> tuple:

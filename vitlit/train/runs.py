@@ -174,7 +174,10 @@ def load_model(
     name: str,  # a name, a name.tag, or the folder of a run
     untrained: bool = False,  # leave the weights random?
 ) -> tuple:  # the model in evaluation mode, and the names of its classes
-    "Load a model with its weights where they exist; `model.trained` says whether it has them."
+    """Load a model with its weights where they exist; `model.trained` says whether it has them.
+
+    One that looks at the other images of its batch gets the reference set kept with its weights.
+    """
     require_model(name)
     if _is_run(name):
         return _load_run(Path(name), untrained)
@@ -191,7 +194,7 @@ def load_model(
     with _fetching(name, ', or add --untrained for maps of random weights'):
         model = make(name, pretrained=weights)
     model.trained = weights
-    return model.eval(), _class_names(cfg, model.num_classes)
+    return _alone(model.eval(), name), _class_names(cfg, model.num_classes)
 
 # %% ../../nbs/train/27_runs.ipynb #439312f1
 def _load_run(folder, untrained):
@@ -202,7 +205,18 @@ def _load_run(folder, untrained):
     model = model_for(run['model'], len(run['classes']), tuple(run['img_size']), run['in_chans'])
     if not untrained:
         load_official(model, folder / 'model.safetensors')
-    return model.eval(), run['classes']
+    return _alone(model.eval(), folder), run['classes']
+
+
+def _alone(model, name):
+    "`model` with the reference set of the weights `name`, if it needs one and there is one."
+    from vitlit.core import depends_on_batch
+    from vitlit.papers.ista2 import load_references, set_references
+
+    if getattr(model, 'trained', False) and depends_on_batch(model):
+        with suppress(FileNotFoundError):
+            set_references(model, load_references(name))
+    return model
 
 
 def read_run(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'token_features', 'classify_places', 'token_logits', 'LabelMap', 'top_classes', 'save_map', 'load_map',
-           'map_path', 'label_folder', 'scene_map', 'named_classes', 'crop_logits', 'read_logits', 'TokenTargets',
-           'token_targets', 'mix_targets', 'move_map', 'flip_map', 'pack', 'unpack']
+           'map_path', 'label_folder', 'check_teacher', 'scene_map', 'named_classes', 'crop_logits', 'read_logits',
+           'TokenTargets', 'token_targets', 'mix_targets', 'move_map', 'flip_map', 'pack', 'unpack']
 
 # %% ../../nbs/train/23_token_labels.ipynb #60442fc9
 import json
@@ -22,7 +22,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from ..core import atomic_path, check_share, check_whole, to_pair
+from ..core import atomic_path, check_share, check_whole, depends_on_batch, to_pair
 from .data import _images_in, load_image
 from .shards import Member
 
@@ -234,7 +234,7 @@ def label_folder(
     folder = Path(folder)
     out = Path(out or f'{folder.absolute()}-labels')
     plan = _planned(folder, out)
-    _check_teacher(model, bs)
+    check_teacher(model, bs)
     look, pixels = _eye(model, size, faithful)
     facts = dict(model=name or type(model).__name__, classes=model.num_classes)
     facts |= dict(size=list(pixels), k=check_whole(k, 'k'), faithful=bool(faithful))
@@ -258,10 +258,9 @@ def label_folder(
     return out
 
 
-def _check_teacher(model, bs):
+def check_teacher(model, bs):
     "ValueError for a teacher whose maps would depend on the other images of the batch."
-    coupled = getattr(getattr(model, 'card', None), 'batch_coupled', False)
-    if coupled and bs != 1 and any(getattr(m, 'bank', m) is None for m in model.modules()):
+    if bs != 1 and depends_on_batch(model):
         raise ValueError(
             f"bs is {bs}, but what {type(model).__name__} says of an image depends on its batch; "
             "label inside references(model, bank) of vitlit.papers.ista2, or with bs=1."

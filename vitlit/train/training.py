@@ -19,7 +19,7 @@ import torch
 from timm.data import create_transform, resolve_data_config
 
 from ..core import atomic_path
-from ..papers.ista2 import load_references, references, save_references
+from ..papers.ista2 import save_references
 from ..show import axes_grid, save_figure
 from . import checkpoints, data as sets
 from .callbacks import process, WeightAverage
@@ -243,9 +243,7 @@ def evaluate_model(
         raise ValueError(f"{model} has no trained weights to judge; name others, or a run.")
     dl = _held_out(data, net, bs, _seed_of(model))
     columns = _columns(model, names, dl.vocab)
-    bank = Path(model) / 'references.safetensors'
-    with references(net, load_references(bank)) if bank.is_file() else nullcontext():
-        logits, y = predictions(net, dl, progress=not quiet)
+    logits, y = predictions(net, dl, progress=not quiet)
     if real:
         found = judge(logits, real_labels(dl.dataset.items))
     elif subset:
