@@ -130,6 +130,25 @@ def test_reference_sets_compile_and_export(host):
             assert relative_error(graph(x[:n]), expected[:n]) < 1e-5
 
 
+def test_compiled_models_are_watched_too():
+    "A graph has no watcher, so the layers are run without it."
+    model, x = create_model('ista2_swin_micro', img_size=32).eval(), torch.randn(4, 3, 32, 32)
+    banks, lent = [ista2.build_references(model, x)], ista2.lenders(model, x)
+    torch._dynamo.reset()
+    model.compile(backend='eager')
+    model.train()(x)
+    banks.append(ista2.build_references(model, x))
+    compiled = torch.compile(model, backend='eager')
+    compiled(x)
+    banks.append(ista2.build_references(compiled, x))
+    assert [list(b.values())[0].shape for b in banks] == [list(banks[0].values())[0].shape] * 3
+    for bank in banks[1:]:
+        for tokens, expected in zip(bank.values(), banks[0].values(), strict=True):
+            check_close(tokens, expected)
+    for found, expected in zip(ista2.lenders(model, x).values(), lent.values(), strict=True):
+        check_close(found.weight, expected.weight)
+
+
 def test_what_the_batch_changes_is_linear_in_memory():
     "Four times the batch needs four times the memory, the scores of all pairs included."
     from vitlit.cost import peak_memory

@@ -595,7 +595,7 @@ def watch_alignment(model, images) -> list:
     like, modes = next(model.parameters()), {m: m.training for m in model.modules()}
     token = _watched.set([])
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance('force_eager'):  # graphs have no watcher
             model.eval()(images.as_subclass(Tensor).to(like))  # fastai's have methods of their own
         return _watched.get()
     finally:
