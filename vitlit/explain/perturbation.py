@@ -100,6 +100,7 @@ def perturbation_curve(
     fill='blur',  # as for `painted`
     keep: bool = False,  # keep the pixels in the order of `heat` instead of painting them over
     batch: int = 64,  # images in one pass
+    seen: dict = None,  # filled with what the order does not change, for other maps of these images
 ) -> Curve:
     "Replace more and more pixels, in the order of `heat`, and ask the model each time."
     heat = _heat(heat, x)
@@ -107,12 +108,17 @@ def perturbation_curve(
     if len(shares) < 2 or shares[0] != 0 or sorted(set(shares)) != shares:
         raise ValueError(f"shares are {shares}, but must rise from 0 and be two or more.")
     target = torch.as_tensor(target, device=x.device).expand(len(x))
-    steps = []
+    steps, seen = [], {} if seen is None else seen
     with eval_with_grad(model), torch.inference_mode():
         for s in shares:
-            changed = painted(x, heat, s, fill, keep)
-            logits = torch.cat([model(part) for part in changed.split(batch)])
-            steps.append(_said(logits, target))
+            gone = 1 - s if keep else s
+            if gone not in seen:
+                changed = painted(x, heat, s, fill, keep)
+                logits = torch.cat([model(part) for part in changed.split(batch)])
+                steps.append(_said(logits, target))
+                seen |= {gone: steps[-1]} if gone in (0, 1) else {}
+            else:
+                steps.append(seen[gone])
     columns = [torch.stack(c, 1).cpu() for c in zip(*steps)]
     return Curve(torch.tensor(shares, dtype=torch.float64), *columns)
 
@@ -190,12 +196,13 @@ def perturbation_scores(
     shares=tuple(i / 10 for i in range(11)),
     fill='blur',  # as for `painted`
     batch: int = 64,
+    seen: dict = None,  # as for `perturbation_curve`; none: shared by the maps given here
 ) -> dict:  # by name: dict of deletion, insertion and gap, (B,) each
     "Areas under deletion and insertion curves and their gap, for every image and every map."
-    scores = {}
+    scores, seen = {}, {} if seen is None else seen
     for name, heat in found.items():
         heat, rest = _heat(heat, x), (model, x)
-        kinds = dict(target=target, shares=shares, fill=fill, batch=batch)
+        kinds = dict(target=target, shares=shares, fill=fill, batch=batch, seen=seen)
         deletion = perturbation_curve(*rest, heat, **kinds).area()
         insertion = perturbation_curve(*rest, heat, keep=True, **kinds).area()
         gap = perturbation_curve(*rest, -heat, **kinds).area() - deletion
