@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SeveralSpec', 'ScenePixels', 'SceneObjects', 'objects_target', 'normalized', 'pixel_batch', 'object_batch', 'ADE20K',
-           'polygon_mask', 'run_lengths', 'run_mask', 'COCOInstances']
+           'image_bytes', 'polygon_mask', 'run_lengths', 'run_mask', 'COCOInstances', 'target_of']
 
 # %% ../../nbs/downstream/63_dense_data.ipynb #978c3195
 import json
@@ -209,7 +209,7 @@ class ADE20K(Dataset):
 
     def __getitem__(self, i):
         stem = self.stems[i]
-        image = _bytes_of(self.images[stem])
+        image = image_bytes(self.images[stem])
         labels = _labels_of(self.labels[stem], tuple(image.shape[1:]), self.classes)
         pair = tv_tensors.Image(image), tv_tensors.Mask(labels)
         return pair if self.transform is None else self.transform(*pair)
@@ -228,8 +228,8 @@ def _files(folder, end):
     return found
 
 
-def _bytes_of(path):
-    "An image file as bytes (3, H, W)."
+def image_bytes(path) -> torch.Tensor:  # (3, H, W), uint8
+    "The image in a file, in RGB; ValueError, with the file, for one that cannot be read."
     from vitlit.train.data import load_image  # not above: it loads fastai
 
     return torch.from_numpy(np.array(load_image(path))).permute(2, 0, 1).contiguous()
@@ -360,14 +360,14 @@ class COCOInstances(Dataset):
 
     def __getitem__(self, i):
         listed = self.images[self.ids[i]]
-        image = _bytes_of(self.folder / listed['file_name'])
+        image = image_bytes(self.folder / listed['file_name'])
         _check_size(self.folder / listed['file_name'], image, listed, self.file)
         pair = tv_tensors.Image(image), self.target(self.ids[i])
         return pair if self.transform is None else self.transform(*pair)
 
     def target(self, image_id) -> dict:  # boxes (n, 4), labels (n,), masks (n, H, W)
         "What is known about an image, without reading it."
-        return _target_of(self.images[image_id], self.objects[image_id], self.label)
+        return target_of(self.images[image_id], self.objects[image_id], self.label)
 
 # %% ../../nbs/downstream/63_dense_data.ipynb #173a826c
 def _coco_list(file):
@@ -448,8 +448,12 @@ def _mask_of(s, height, width):
     return np.any([polygon_mask(p, height, width) for p in s], 0)
 
 
-def _target_of(listed, found, label):
-    "Boxes, labels and masks of the annotations `found` of an image that is listed so."
+def target_of(
+    listed: dict,  # height and width of an image
+    found: list,  # its annotations, of a COCO list
+    label: dict,  # number of a category -> class from 0
+) -> dict:  # boxes (n, 4), labels (n,), masks (n, H, W)
+    "Boxes, labels and masks of annotations."
     size = listed['height'], listed['width']
     masks = [_mask_of(a['segmentation'], *size) for a in found]
     masks = torch.from_numpy(np.stack(masks) if found else np.zeros((0, *size), bool))

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Segmentation', 'Detection', 'dense_settings', 'DenseData', 'bound_of', 'dense_data', 'class_names', 'WithCrowds',
-           'packed_mask', 'train_dense', 'dense_curves', 'load_dense', 'DenseJudgement', 'judge_dense', 'label_map',
-           'coco_results', 'class_colors', 'segmentation_figure', 'detection_figure', 'predict_dense']
+           'packed_mask', 'train_dense', 'dense_curves', 'load_dense', 'Inference', 'inference_of', 'DenseJudgement',
+           'judge_dense', 'label_map', 'coco_results', 'class_colors', 'segmentation_figure', 'detection_figure',
+           'predict_dense']
 
 # %% ../../nbs/downstream/64a_dense_runs.ipynb #d796ac51
 import csv
@@ -15,6 +16,7 @@ import math
 import os
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,27 +33,12 @@ from torch.utils.data import Dataset, Subset
 from .. import models
 from ..core import atomic_path, check_share, check_whole, seeded, suggest
 from .augmentation import object_recipe, ObjectScale, pixel_recipe, Rescale
-from vitlit.downstream.data import (
-    _bytes_of,
-    _target_of,
-    ADE20K,
-    COCOInstances,
-    normalized,
-    objects_target,
-    SceneObjects,
-    ScenePixels,
-    SeveralSpec,
-)
+from .data import ADE20K, COCOInstances, image_bytes, normalized, objects_target
+from .data import SceneObjects, ScenePixels, SeveralSpec, target_of
 from .detection import cascade_mask_rcnn
-from .segmentation import resized, upernet
-from vitlit.downstream.training import (
-    _brought,
-    dense_learner,
-    dense_loaders,
-    dense_scores,
-    DenseRecipe,
-    get_dense_recipe,
-)
+from .segmentation import resized, segment, slide, upernet
+from .training import brought_to, dense_learner, dense_loaders, dense_scores
+from .training import DenseRecipe, get_dense_recipe
 from ..show import axes_grid, COLORS, plot_lines, show_image, style, Table
 from ..train import checkpoints
 from ..train.checkpoints import check_facts, Checkpoint
@@ -255,8 +242,8 @@ def _lines(file):
 
 
 class WithCrowds(Dataset):
-    """`COCOInstances` with crowds behind the objects of a target, true in its `crowd` (n,), as AP
-    on COCO needs them."""
+    """`COCOInstances` with crowds behind the objects of a target, true in its `crowd` (n,), and, of
+    images as they are, the `area` (n,) that COCO lists, as AP on COCO needs them."""
 
     def __init__(self, data: COCOInstances, transform=None):
         self.data, self.transform, self.names = data, transform, data.names
@@ -267,10 +254,13 @@ class WithCrowds(Dataset):
     def __getitem__(self, i):
         (image, target), number = self.data[i], self.data.ids[i]
         crowds = self.data.crowds.get(number, [])
-        more = _target_of(self.data.images[number], crowds, self.data.label)
+        more = target_of(self.data.images[number], crowds, self.data.label)
         parts = (torch.cat((target[k], more[k])) for k in ('boxes', 'labels', 'masks'))
         both = objects_target(*parts)
         both['crowd'] = torch.arange(len(both['labels'])) >= len(target['labels'])
+        areas = [a.get('area') for a in (*self.data.objects[number], *crowds)]
+        if self.transform is None and all(isinstance(a, (int, float)) for a in areas):
+            both['area'] = torch.tensor(areas, dtype=torch.float64)
         return (image, both) if self.transform is None else self.transform(image, both)
 
 # %% ../../nbs/downstream/64a_dense_runs.ipynb #f35eb5f2
@@ -490,6 +480,58 @@ def _check_facts_of(folder, facts):
 def _colors_of(facts):
     return {k: tuple(facts[k]) for k in ('mean', 'std')}
 
+# %% ../../nbs/downstream/64a_dense_runs.ipynb #146f18ba
+@dataclass(frozen=True)
+class Inference:
+    "How UPerNet looks at an image, in pixels of the size that the run's images are brought to."
+
+    window: int = None  # side of windows that slide over the image; None: the whole at once
+    stride: int = None  # between windows; None: two thirds of a window
+    scales: tuple = (1.0,)  # of the views that are averaged
+    flip: bool = False  # each view mirrored, too?
+
+    def __post_init__(self):
+        object.__setattr__(self, 'scales', tuple(self.scales))
+        if self.window is not None:
+            check_whole(self.window, 'window', 32)
+        elif self.stride is not None:
+            raise ValueError(f"stride is {self.stride}, but there is no window; give one, too.")
+        if self.stride is not None and check_whole(self.stride, 'stride') > self.window:
+            raise ValueError(
+                f"Windows of {self.window} pixels every {self.stride} would leave some out; give a "
+                "stride that is no larger than the window."
+            )
+        number = lambda s: isinstance(s, (int, float)) and not isinstance(s, bool)
+        if not self.scales or not all(number(s) and 0.1 <= s <= 10 for s in self.scales):
+            raise ValueError(f"scales is {self.scales}, but must be numbers from 0.1 to 10.")
+        if not isinstance(self.flip, bool):
+            raise ValueError(f"flip is {self.flip!r}, but must be True or False.")
+
+    def how(self) -> dict:
+        "Options of `segment`."
+        sides = (False, True) if self.flip else (False,)
+        views = [(scale, mirrored) for scale in self.scales for mirrored in sides]
+        return dict(window=self.window, stride=self.stride, views=views)
+
+    def __str__(self):
+        whole, n = self.window is None, len(self.how()['views'])
+        stride = '' if whole else self.stride or self.window * 2 // 3
+        seen = 'whole images' if whole else f'windows of {self.window} pixels every {stride}'
+        scales = ', '.join(f'{s:g}' for s in self.scales)
+        about = f' (scales {scales}{", mirrored, too" if self.flip else ""})'
+        return seen + (f', mean of {n} views{about}' if n > 1 or self.scales != (1.0,) else '')
+
+
+def inference_of(task: str, **given) -> Inference:
+    "How to look at images; ValueError for a detector that is asked for windows or views."
+    look = Inference(**{k: v for k, v in given.items() if v is not None})
+    if task != 'segmentation' and look != Inference():
+        raise ValueError(
+            "Windows, scales and mirrored views are for segmentation; a detector looks once at the "
+            "whole image."
+        )
+    return look
+
 # %% ../../nbs/downstream/64a_dense_runs.ipynb #eabbe4c8
 class DenseJudgement(NamedTuple):
     "How good a run is: `facts` to be written, a `table` with a row a class, and `words`."
@@ -501,17 +543,22 @@ class DenseJudgement(NamedTuple):
     def __str__(self):
         return f'{self.table}\n{self.words}'
 
-
+# %% ../../nbs/downstream/64a_dense_runs.ipynb #9a112d84
 def judge_dense(
     task: str,  # 'segmentation' or 'detection'
     run,  # folder of a run
     data=None,  # 'scenes', or a folder whose validation images are taken; None: as in training
     limit: int = None,  # how many of the images, from the first; None: all
+    window: int = None,  # as in `Inference`, like stride, scales and flip
+    stride: int = None,
+    scales=None,
+    flip: bool = None,
     out=None,  # folder for evaluation.json and evaluation.csv; None: the next free one
     force: bool = False,  # write into `out` even if it holds something?
     quiet: bool = False,  # no progress bar?
 ) -> DenseJudgement:  # which is printed, too
     "Judge a run on labeled images; ValueError for other classes than those that it knows."
+    look = inference_of(task, window=window, stride=stride, scales=scales, flip=flip)
     check_out(out, force)
     net, about = load_dense(run, task)
     data = about['data'] if data is None else data
@@ -522,9 +569,13 @@ def judge_dense(
     n = len(sets.valid) if limit is None else min(check_whole(limit, 'limit'), len(sets.valid))
     bound, how = bound_of(task, about['size']), _colors_of(about)
     seen = Subset(sets.valid, range(n))
+    pixels = task == 'segmentation'
+    how |= look.how() if pixels else {}
     found = dense_scores(net, seen, bound, **how, progress=not quiet)
-    facts, table, words = (_of_pixels if task == 'segmentation' else _of_objects)(found, sets.names)
+    facts, table, words = (_of_pixels if pixels else _of_objects)(found, sets.names)
+    words += f'\nInference: {look}' if pixels else ''
     about = dict(run=str(run), task=task, data=str(data), images=n)
+    about |= dict(inference=asdict(look)) if pixels else {}
     judged = DenseJudgement(about | facts, table, f'{n:,} images, {words}')
     with claimed(out, f'{_system(task).command}_eval', force, need=2**20) as folder:
         _write(judged, folder)
@@ -557,9 +608,20 @@ def _of_pixels(found, names):
     return facts, Table(rows), f"{told}, aAcc {100 * scores['aAcc']:.1f} %"
 
 
+def _write(judged, folder):
+    "Files of a judgement."
+    with atomic_path(folder / 'evaluation.json') as temp:
+        temp.write_text(json.dumps(judged.facts, indent=1, ensure_ascii=False), encoding='utf-8')
+    with atomic_path(folder / 'evaluation.csv') as temp:
+        with open(temp, 'w', newline='', encoding='utf-8') as f:
+            table = csv.DictWriter(f, judged.table.columns, lineterminator='\n')
+            table.writeheader()
+            table.writerows(judged.table)
+
+# %% ../../nbs/downstream/64a_dense_runs.ipynb #0fea6de4
 def _of_objects(found, names):
     "Facts, table and words of `ObjectScores` of boxes and, where there are some, masks."
-    counts = np.sum([row[-1] for row in next(iter(found.values())).rows], 0)
+    counts = np.sum([row[-1][0] for row in next(iter(found.values())).rows], 0)
     if not counts.any():
         raise ValueError(
             "There is no object in these images, so that AP has no value; give others."
@@ -572,22 +634,15 @@ def _of_objects(found, names):
             each = dict(AP=aps[:, k].mean(), AP50=aps[0, k], AP75=aps[5, k])
             row |= {f'{kind} {what}': _percent(v) for what, v in each.items()}
         interval = [_percent(low), _percent(high)]
-        facts[kind] = {k: _percent(v) for k, v in scores.items()} | dict(interval=interval)
+        sizes, n = s.by_size(), s.objects()
+        facts[kind] = {k: _percent(v) for k, v in (scores | sizes).items()}
+        facts[kind] |= dict(interval=interval, objects=n)
         ap, ap50, ap75 = (f'{100 * v:.1f}' for v in scores.values())
         about = f'{100 * low:.1f} to {100 * high:.1f}'
         told.append(f'{kind} AP {ap} % ({about}), AP50 {ap50} %, AP75 {ap75} %')
+        each = (f'{k} {100 * v:.1f} %' if n[k] else f'{k} –' for k, v in sizes.items())
+        told.append(f'{kind} AP by size: ' + ', '.join(each))
     return facts | dict(classes=rows), Table(rows), '\n'.join(told)
-
-
-def _write(judged, folder):
-    "Files of a judgement."
-    with atomic_path(folder / 'evaluation.json') as temp:
-        temp.write_text(json.dumps(judged.facts, indent=1, ensure_ascii=False), encoding='utf-8')
-    with atomic_path(folder / 'evaluation.csv') as temp:
-        with open(temp, 'w', newline='', encoding='utf-8') as f:
-            table = csv.DictWriter(f, judged.table.columns, lineterminator='\n')
-            table.writeheader()
-            table.writerows(judged.table)
 
 # %% ../../nbs/downstream/64a_dense_runs.ipynb #eb23fda8
 @torch.no_grad()
@@ -597,10 +652,15 @@ def label_map(
     bound=None,  # as in `dense_scores`
     mean=IMAGENET_DEFAULT_MEAN,  # per channel, of images in [0, 1]
     std=IMAGENET_DEFAULT_STD,
+    look: Inference = Inference(),
 ) -> np.ndarray:  # (H, W), from 0
-    "The likeliest class of every pixel, as in `segment`; a few classes at a time, to save memory."
-    x = normalized(_brought(image, bound), mean, std)[None].to(_device())
-    logits, best, labels = net(x), None, None
+    """The likeliest class of every pixel, as in `segment`; of one view a few classes at a time, to
+    save memory."""
+    x, how = normalized(brought_to(image, bound), mean, std)[None].to(_device()), look.how()
+    if how['views'] != [(1.0, False)]:
+        return segment(net, x, image.shape[-2:], **how).argmax(1)[0].cpu().numpy()
+    logits = net(x) if look.window is None else slide(net, x, look.window, look.stride)
+    best, labels = None, None
     for k in range(0, logits.shape[1], 8):
         value, at = resized(logits[:, k : k + 8], image.shape[-2:]).max(1)
         if best is None:
@@ -714,6 +774,10 @@ def predict_dense(
     run,  # folder of a run
     images,  # paths
     score: float = 0.3,  # detections below this are not drawn; the file has them all
+    window: int = None,  # as in `Inference`, like stride, scales and flip
+    stride: int = None,
+    scales=None,
+    flip: bool = None,
     out=None,  # folder for the results; None: the next free one
     force: bool = False,  # write into `out` even if it holds something?
     quiet: bool = False,  # no progress bar?
@@ -721,18 +785,19 @@ def predict_dense(
     """Predict on image files and draw what was found; nothing is written unless every one of them
     can be read."""
     check_share(score, 'score')
+    look = inference_of(task, window=window, stride=stride, scales=scales, flip=flip)
     check_files(images)
     check_out(out, force)
     net, facts = load_dense(run, task)
     for image in images:
-        _bytes_of(image)
+        image_bytes(image)
     print(knowledge(str(run), facts['classes'])[1])
-    answer = _segmented if task == 'segmentation' else _detected
+    answer = partial(_segmented, look=look) if task == 'segmentation' else _detected
     with claimed(out, f'{_system(task).command}_predict', force, need=2**20) as folder:
         files, lines, rows = [], [], []
         numbers = _numbers(images)
         for image in progress_bar(images, leave=False) if len(images) > 3 and not quiet else images:
-            seen, number = _bytes_of(image), numbers[len(files)]
+            seen, number = image_bytes(image), numbers[len(files)]
             kind = 'classes' if task == 'segmentation' else 'objects'
             path = _free_name(files, folder / f'{Path(image).stem}_{kind}.png')
             axes, words, found = answer(net, facts, seen, score, path)
@@ -746,6 +811,9 @@ def predict_dense(
             with atomic_path(folder / 'detections.json') as temp:
                 temp.write_text(json.dumps(rows))
             lines.append(f"{len(rows):,} detections of any score -> {folder / 'detections.json'}")
+        else:
+            _note(folder / 'prediction.json', run, look, zip(images, files))
+            lines.append(f'Inference: {look}')
     print('\n'.join(lines))
     return files
 
@@ -760,9 +828,17 @@ def _numbers(images):
     return list(range(1, 1 + len(stems)))
 
 
-def _segmented(net, facts, image, score, path):
+def _note(file, run, look, pairs):
+    "Write how images were looked at, beside their figures."
+    rows = {str(image): figure.name for image, figure in pairs}
+    with atomic_path(file) as temp:
+        temp.write_text(json.dumps(dict(run=str(run), inference=asdict(look), figures=rows)))
+
+
+def _segmented(net, facts, image, score, path, look):
     "Axes and words for an image; its label map is written beside `path`."
-    labels = label_map(net, image, bound_of('segmentation', facts['size']), **_colors_of(facts))
+    bound = bound_of('segmentation', facts['size'])
+    labels = label_map(net, image, bound, **_colors_of(facts), look=look)
     with atomic_path(path.with_stem(path.stem.replace('_classes', '_labels'))) as temp:
         Image.fromarray((labels + 1).astype(np.uint8)).save(temp, format='PNG')
     names = facts['classes']
@@ -775,7 +851,7 @@ def _segmented(net, facts, image, score, path):
 @torch.no_grad()
 def _detected(net, facts, image, score, path):
     "Axes, words and detections for an image."
-    small = _brought(image, bound_of('detection', facts['size']))
+    small = brought_to(image, bound_of('detection', facts['size']))
     x = normalized(small, **_colors_of(facts))[None].to(_device())
     found = net(x, originals=[tuple(image.shape[-2:])])[0]
     found = {k: v.cpu() for k, v in found.items()}

@@ -8,24 +8,28 @@ __all__ = ['against', 'contrast', 'show_contrast', 'Station', 'words', 'Walk', '
 # %% ../../nbs/explain/48_browser.ipynb #cf8efe74
 import io
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
 from fastcore.basics import patch
+from matplotlib.colors import to_rgb
 from PIL import Image
 from torch import nn, Tensor
 
-from ..core import check_whole, Geometry, suggest
+from ..core import check_whole, Geometry, Grid, suggest
 from .attention import observe_by_rule
 from .attribution import Attribution, check_images, explain, in_gray, in_parts
 from .attribution import list_methods, Score, unwrapped
 from .captum_methods import layer_grid
 from .draw import normalization, show_map
 from .flow import Chain, eval_with_grad, geometry_at, operator, steps_back
+from ..layers import offset_pairs
 from ..mixing import AttentionRecord, InsertMixing, ResidualRecord
-from ..show import as_image, axes_grid, page_axes, shared_limits, show_heat, show_image
-from ..show import style
+from ..show import as_image, axes_grid, COLORS, page_axes, shared_limits, show_heat
+from ..show import show_image, style
 
 # %% ../../nbs/explain/48_browser.ipynb #1b3b2bf8
 def against(a, b):
@@ -234,11 +238,13 @@ class Browser:
         target=None,  # class whose score weighs; None: the predicted one
         image=None,  # to draw on, as `as_image` takes it; `x` in gray if None
         classes=None,  # names of the classes
+        neighbors=None,  # images (n, C, H, W) that an ISTA2 sees beside it, or its reference set
     ):
         check_images(x, 'Browser')
         if len(x) > 1:
             raise ValueError(f"Browser takes one image, but was given {len(x)}; take x[:1].")
         self.model, self.x, self.classes = unwrapped(model), x, classes
+        self.neighbors = self.checked(neighbors)
         self.image, self.size = in_gray(x)[0] if image is None else image, tuple(x.shape[-2:])
         score = Score(target)
 
@@ -246,7 +252,7 @@ class Browser:
             self.logits = logits.detach()[0]
             return score(logits)
 
-        with eval_with_grad(self.model):
+        with self.beside(), eval_with_grad(self.model):
             seen = observe_by_rule(self.model, x, asked, maps=True)[0]
         self.target = None if score.target is None else int(score.target[0])
         for record in seen.recording.flat():
@@ -256,23 +262,103 @@ class Browser:
         moving = [r for r in seen.recording if r.inner or not isinstance(r, ResidualRecord)]
         self.layers = {r.name: r for r in moving if not self._enters(r)}
 
-    def _enters(self, record):
-        "Is all that the layer does to let prefix tokens in?"
-        return not record.inner and isinstance(self.mixing(record), InsertMixing)
+# %% ../../nbs/explain/48_browser.ipynb #1a1a77b6
+@patch
+def checked(self: Browser, neighbors):
+    "The neighbors, or None; ValueError unless the model looks at them, and they at its size."
+    if neighbors is None:
+        return None
+    if not any(hasattr(m, 'frozen') for m in self.model.modules()):
+        raise ValueError(
+            f"{type(self.model).__name__} does not look at other images; leave out neighbors."
+        )
+    check_images(neighbors, 'neighbors')
+    if neighbors.shape[1:] != self.x.shape[1:]:
+        sizes = [tuple(t.shape[1:]) for t in (neighbors, self.x)]
+        raise ValueError(f"The neighbors are {sizes[0]}, but the image is {sizes[1]}; resize them.")
+    return neighbors
 
-    def layer(self, name):
-        "A layer's record, by its name or its number; ValueError with similar names for another."
-        names = list(self.layers)
-        if isinstance(name, int) and -len(names) <= name < len(names):
-            name = names[name]
-        if name not in self.layers:
-            raise ValueError(f"There is no layer {name!r} here. {suggest(str(name), names)}")
-        return self.layers[name]
 
-    def heads(self, name) -> int:
-        "How many heads of a layer can be told apart; 0 in layers without any."
-        found = [r.mixer.heads for r in self.layer(name).inner if isinstance(r, AttentionRecord)]
-        return found[-1] if found else 0
+@patch
+def beside(self: Browser):
+    "A context in which the model sees the image as it does beside its neighbors, if it has any."
+    if self.neighbors is None:
+        return nullcontext()
+    freeze = next(m.frozen for m in self.model.modules() if hasattr(m, 'frozen'))
+    return freeze(self.model, torch.cat((self.x, self.neighbors)))[0]
+
+
+@patch
+def _enters(self: Browser, record):
+    "Is all that the layer does to let prefix tokens in?"
+    return not record.inner and isinstance(self.mixing(record), InsertMixing)
+
+
+@patch
+def layer(self: Browser, name):
+    "A layer's record, by its name or its number; ValueError with similar names for another."
+    names = list(self.layers)
+    if isinstance(name, int) and -len(names) <= name < len(names):
+        name = names[name]
+    if name not in self.layers:
+        raise ValueError(f"There is no layer {name!r} here. {suggest(str(name), names)}")
+    return self.layers[name]
+
+
+@patch
+def heads(self: Browser, name) -> int:
+    "How many heads of a layer can be told apart; 0 in layers without any."
+    found = [r.mixer.heads for r in self.layer(name).inner if isinstance(r, AttentionRecord)]
+    return found[-1] if found else 0
+
+# %% ../../nbs/explain/48_browser.ipynb #f8b86b45
+_kinds = dict(
+    reading='layers that report what they do',
+    priors='priors on attention scores, as SP-ViT has them',
+    neighbors='values aligned with other images, as ISTA2 has them',
+)
+
+
+@patch
+def part_of(self: Browser, record, view: str):
+    "What a layer has that a view shows: an attention's prior or alignment; None without."
+    slot, does = dict(priors=('score', 'table_of'), neighbors=('value', 'lenders'))[view]
+    inside = [r for r in record.inner or [record] if isinstance(r, AttentionRecord)]
+    found = [getattr(r.mixer, slot, None) for r in inside]
+    return next((part for part in found if hasattr(part, does)), None)
+
+
+@patch
+def layers_of(self: Browser, view: str) -> list:
+    "Names of the layers that a view can show; ValueError for a view that no layer has."
+    _check_choice(view, 'view', tuple(_kinds))
+    shows = lambda r: view == 'reading' or self.part_of(r, view) is not None
+    found = [name for name, record in self.layers.items() if shows(record)]
+    if not found:
+        raise ValueError(
+            f"The view {view!r} shows {_kinds[view]}, but {type(self.model).__name__} has none; "
+            f"its views are {', '.join(map(repr, self.views))}."
+        )
+    return found
+
+
+@patch(as_prop=True)
+def views(self: Browser) -> tuple:
+    "What `draw` and `through` can show of this model: 'reading', 'priors', 'neighbors'."
+    shows = lambda view: any(self.part_of(r, view) is not None for r in self.layers.values())
+    return tuple(v for v in _kinds if v == 'reading' or shows(v))
+
+
+@patch
+def asked(self: Browser, layer, head, view: str = None) -> tuple:
+    "Record and number of heads of a layer; ValueError for a head or a view that it has not."
+    record, n = self.layer(layer), self.heads(layer)
+    if view and record.name not in (names := self.layers_of(view)):
+        raise ValueError(f"{record.name} has no {_kinds[view]}; choose one of {', '.join(names)}.")
+    if head is not None and not 0 <= head < n:
+        kind = f'has {n} heads, counted from 0' if n else 'has no heads that can be told apart'
+        raise ValueError(f"head is {head}, but {record.name} {kind}; None is their mean.")
+    return record, n
 
 # %% ../../nbs/explain/48_browser.ipynb #0572d2c9
 @patch
@@ -301,26 +387,29 @@ def looks(
     weigh: str = 'weights',  # as they are, or by what they did for the 'score'
 ) -> tuple:  # (map (h, w), its Geometry, row and column of the patch's center)
     "Whom a patch reads in a layer, or who reads it; ValueError for a layer or head there is not."
-    record, n = self.layer(layer), self.heads(layer)
+    record, _ = self.asked(layer, head)
     _check_choice(side, 'side', ('reads', 'read by'))
     _check_choice(weigh, 'weigh', ('weights', 'score'))
-    if head is not None and not 0 <= head < n:
-        kind = f'has {n} heads, counted from 0' if n else 'has no heads that can be told apart'
-        raise ValueError(f"head is {head}, but {record.name} {kind}; None is their mean.")
     mixing = self.mixing(record, head, weigh)
     made = mixing.ones()
     read = torch.ones_like(mixing.apply_transposed(made))
     asked, carry = (made, mixing.apply_transposed) if side == 'reads' else (read, mixing.apply)
     grid, geometry = self.place(record, asked, asked is made)
-    at = [int((c - p).abs().argmin()) for c, p in zip(geometry.centers(), (row, column))]
+    at, center = _nearest(geometry, row, column)
     one = torch.zeros_like(asked)
     one[0, at[0] * grid.w + at[1] - grid.patches] = 1  # prefix tokens come first
     found = carry(one)
     grid, there = self.place(record, found, asked is read)
     map = found[0, -grid.patches :].view(grid.size)
-    return map, there, tuple(float(c[i]) for c, i in zip(geometry.centers(), at))
+    return map, there, center
 
 
+def _nearest(geometry, row, column):
+    "Numbers (row, column) of the patch nearest to a pixel, and those of its center in pixels."
+    at = tuple(int((c - p).abs().argmin()) for c, p in zip(geometry.centers(), (row, column)))
+    return at, tuple(float(c[i]) for c, i in zip(geometry.centers(), at))
+
+# %% ../../nbs/explain/48_browser.ipynb #62972afd
 @patch
 def place(self: Browser, record, vector, made: bool):
     "Grid and geometry of the tokens that a layer read, or `made`, with one number each."
@@ -347,20 +436,29 @@ def draw(
     weigh: str = 'weights',  # or 'score'
     method: str = 'relevance',  # of `explain`
     target: int = None,  # class to explain; None: the browser's
-    axs=None,  # three, new ones if None
+    view: str = 'reading',  # one of `views`; others take no side, weigh, method and target
+    axs=None,  # three, new ones if None; for neighbors that are known four
 ) -> list:  # axes: the patch, whom it reads, the map of the class
-    "Draw the image with a patch, whom it reads in a layer, and what explains a class."
-    row, column = (n / 2 if p is None else p for n, p in zip(self.size, (row, column)))
+    """Draw the image with a patch, whom it reads in a layer, and what explains a class.
+
+    Other views: its prior beside whom it reads; how much of its value was lent, and by whom.
+    """
+    row, column = self.at(row, column)
+    if view != 'reading':
+        self.layers_of(view)
+        draw = dict(priors=self.draw_priors, neighbors=self.draw_neighbors)[view]
+        return draw(row, column, layer, head, axs)
     axs = page_axes(3, 3) if axs is None else axs
     place = self.draw_looks(row, column, layer, head, side, weigh, axs[1])
     show_image(self.image, axs[0], 'the patch at the cross')
     _cross(axs[0], place)
     target = self.target if target is None else target
-    found = explain(self.model, self.x, target, method)
+    with self.beside():
+        found = explain(self.model, self.x, target, method)
     show_map(self.image, found, 0, axs[2], self.classes, colorbar=False)
     return axs
 
-
+# %% ../../nbs/explain/48_browser.ipynb #0639f3e8
 @patch
 def draw_looks(
     self: Browser, row, column, layer, head=None, side='reads', weigh='weights', ax=None
@@ -369,13 +467,27 @@ def draw_looks(
     heat, geometry, place = self.looks(row, column, layer, head, side, weigh)
     record, n = self.layer(layer), self.heads(layer)
     who = 'reads' if side == 'reads' else 'is read by'
-    which = f', head {head + 1} of {n}' if head is not None else f', mean of {n} heads' if n else ''
-    gray = as_image(self.image)
-    gray = gray[..., :3].mean(2) if gray.ndim == 3 else gray
-    title = f'{who}: {words(record.name)}{which}'
-    ax = show_heat(heat, ax, on=gray, extent=geometry.extent, colorbar=False, title=title)
+    look = dict(on=self.gray(), extent=geometry.extent, colorbar=False)
+    ax = show_heat(heat, ax, title=f'{who}: {words(record.name)}{_which(head, n)}', **look)
     _cross(ax, place)
     return place
+
+
+@patch
+def gray(self: Browser):
+    "The image without colors, (H, W) from 0 to 1."
+    image = as_image(self.image)
+    return image[..., :3].mean(2) if image.ndim == 3 else image
+
+
+@patch
+def at(self: Browser, row=None, column=None) -> tuple:
+    "A pixel; the middle where none is named."
+    return tuple(n / 2 if p is None else p for n, p in zip(self.size, (row, column)))
+
+
+def _which(head, n):
+    return f', head {head + 1} of {n}' if head is not None else f', mean of {n} heads' if n else ''
 
 
 def _cross(ax, place):
@@ -388,7 +500,10 @@ def widget(
     self: Browser,
     methods=None,  # names to choose from; None: `list_methods()`
 ):  # an ipywidgets box
-    "Choose a patch, a layer, a head, a method and a class; ImportError without ipywidgets."
+    """Choose a patch, a layer, a head, a method, a class and, where there are several, a view.
+
+    ImportError without ipywidgets.
+    """
     try:
         from ipywidgets import Dropdown, IntSlider, interactive
     except ImportError as e:
@@ -400,11 +515,18 @@ def widget(
     likely = [first, *(k for k in likely if k != first)]
     named = [(str(self.classes[k] if self.classes else k), k) for k in likely]
     slide = lambda n: IntSlider(n // 2, 0, n - 1, max(1, n // 32), continuous_update=False)
-    layer = Dropdown(options=[(words(name), name) for name in self.layers])
+    layers = lambda view: [(words(name), name) for name in self.layers_of(view)]
+    layer, more = Dropdown(options=layers('reading')), {}
     head = Dropdown(options=heads(layer.value))
     layer.observe(lambda change: setattr(head, 'options', heads(change['new'])), 'value')
+    if len(self.views) > 1:
+        more['view'] = Dropdown(options=self.views)
+        more['view'].observe(
+            lambda change: setattr(layer, 'options', layers(change['new'])), 'value'
+        )
     return interactive(
         self._shown,
+        **more,
         row=slide(self.size[0]),
         column=slide(self.size[1]),
         layer=layer,
@@ -430,21 +552,192 @@ def _shown(self: Browser, **choice):
 @patch
 def through(
     self: Browser,
-    row: float,  # of a pixel; its patch is meant
-    column: float,
-    most: int = 6,  # layers, evenly chosen
+    row: float = None,  # of a pixel; its patch is meant; None: the middle
+    column: float = None,
+    most: int = 6,  # layers, evenly chosen of those that the view can show
     weigh: str = 'weights',  # or 'score'
+    view: str = 'reading',  # one of `views`
 ) -> list:  # axes: a row of what it reads, a row of who reads it
-    "Draw whom a patch reads, and who reads it, in one layer after the other."
-    names = list(self.layers)
+    "Draw whom a patch reads, and who reads it, layer by layer, or the two rows of another view."
+    row, column = self.at(row, column)
+    names = self.layers_of(view)
     chosen = torch.linspace(0, len(names) - 1, min(most, len(names))).round().long().tolist()
     axs = page_axes(len(chosen), 3.6, nrows=2)
-    for line, side in enumerate(('reads', 'read by')):
+    for line, (label, draw) in enumerate(self.rows_of(view, weigh).items()):
         for ax, k in zip(axs[line * len(chosen) :], chosen):
-            self.draw_looks(row, column, k, None, side, weigh, ax)
+            draw(row, column, names[k], None, ax)
             with style():
-                ax.set_title(words(names[k]) if side == 'reads' else '')
+                ax.set_title('' if line else words(names[k]))
         ax = axs[line * len(chosen)]
         look = dict(rotation=90, va='center', ha='right', transform=ax.transAxes)
-        ax.text(-0.06, 0.5, 'it reads' if side == 'reads' else 'it is read by', **look)
+        ax.text(-0.06, 0.5, label, **look)
+    return axs
+
+
+@patch
+def rows_of(self: Browser, view: str, weigh: str = 'weights') -> dict:
+    "What `through` draws in its two rows: functions of row, column, layer, head and axes."
+
+    def reads(side, row, column, layer, head, ax):
+        return self.draw_looks(row, column, layer, head, side, weigh, ax)
+
+    it_reads = {'it reads': partial(reads, 'reads')}
+    if view == 'reading':
+        return it_reads | {'it is read by': partial(reads, 'read by')}
+    if view == 'priors':
+        return {'its prior': self.draw_prior} | it_reads
+    return {'share that is lent': self.draw_share, 'who lends': self.draw_lender}
+
+# %% ../../nbs/explain/48_browser.ipynb #6f188064
+@patch
+@torch.no_grad()
+def prior(
+    self: Browser,
+    row: float,  # of a pixel; its patch is meant
+    column: float,
+    layer,  # name, or number
+    head: int = None,  # of the layer, from 0; None: mean over heads
+) -> tuple:  # (map (h, w), its Geometry, row and column of the patch's center)
+    """By what a layer multiplies the scores of a patch with all keys, 0 outside of its window.
+
+    ValueError for a layer without a prior, or a head there is not.
+    """
+    record, _ = self.asked(layer, head, 'priors')
+    r = next(r for r in record.inner or [record] if isinstance(r, AttentionRecord))
+    geometry, windows = geometry_at(self.model, r.grid, self.size), r.mixer.windows
+    at, center = _nearest(geometry, row, column)
+    size = windows.plan(r.padded)[0] if windows else r.grid.size
+    pairs = offset_pairs(self.part_of(record, 'priors').table_of(*size), *size)  # heads n n
+    pairs = pairs.mean(0) if head is None else pairs[head]
+    one = torch.zeros(1, 1, r.padded.patches, 1).to(pairs)
+    one[0, 0, at[0] * r.padded.w + at[1]] = 1
+    one = windows.split(one, r.padded) if windows else one  # 1 windows n 1
+    found = (one.transpose(2, 3) @ pairs).transpose(2, 3)
+    found = windows.join(found, r.padded) if windows else found
+    return found.view(r.padded.size)[: r.grid.h, : r.grid.w], geometry, center
+
+# %% ../../nbs/explain/48_browser.ipynb #835e5210
+@patch
+@torch.no_grad()
+def lent(
+    self: Browser,
+    layer,  # name, or number
+    head: int = None,  # of the layer, from 0; None: mean over heads
+) -> tuple:  # (shares (h, w, images), their Geometry)
+    """Which share of each patch's value comes from each other image; the rest is its own.
+
+    Images are numbered as in `neighbors`, or in the reference set. ValueError for a layer that
+    aligns nothing, a head there is not, and an image that is alone.
+    """
+    record, _ = self.asked(layer, head, 'neighbors')
+    part = self.part_of(record, 'neighbors')
+    name = next(name for name, m in self.model.named_modules() if m is part)
+    at, w, keys = self.lenders(part, name)  # heads N k
+    (at, w) = (at, w) if head is None else (at[head : head + 1], w[head : head + 1])
+    n = 1 + int(at.max()) if self.neighbors is None else len(self.neighbors)
+    at, w = (t.transpose(0, 1).flatten(1)[keys.num_prefix :] for t in (at, w / len(w)))
+    shares = w.new_zeros(len(w), n).scatter_add_(1, at, w).unflatten(0, keys.size)
+    real = Grid(min(keys.h, record.grid.h), min(keys.w, record.grid.w))  # windows pad
+    return shares[: real.h, : real.w], geometry_at(self.model, real, self.size)
+
+
+@patch
+def lenders(self: Browser, part, name) -> tuple:
+    "Numbers of images and weights, (heads, N, k), and the grid of the N values, of one layer."
+    try:
+        with self.beside():
+            found = part.lenders(self.model, self.x)[name]
+    except ValueError as e:
+        raise ValueError(
+            "Nobody lends to an image that is alone; give the browser neighbors=images, or use it "
+            "inside references(model, bank)."
+        ) from e
+    known = self.neighbors
+    if known is not None and (most := int(found.image.max())) >= len(known):
+        raise ValueError(
+            f"Image {most} of the reference set lends, but there are {len(known)} neighbors; "
+            "inside references(...) give all images that the set was built from, or none."
+        )
+    return found.image[0], found.weight[0], found.keys
+
+# %% ../../nbs/explain/48_browser.ipynb #11ab4750
+@patch
+def draw_prior(self: Browser, row, column, layer, head=None, ax=None) -> tuple:
+    "Draw the answer of `prior`, red above 0, blue below; returns row and column of the patch."
+    heat, geometry, place = self.prior(row, column, layer, head)
+    record, n = self.asked(layer, head)
+    look = dict(on=self.gray(), extent=geometry.extent, signed=True, colorbar=False)
+    ax = show_heat(heat, ax, title=f'prior: {words(record.name)}{_which(head, n)}', **look)
+    _cross(ax, place)
+    return place
+
+
+@patch
+def draw_share(self: Browser, row, column, layer, head=None, ax=None) -> tuple:
+    "Draw which share of each value was lent; returns row and column of the patch's center."
+    shares, geometry = self.lent(layer, head)
+    at, place = _nearest(geometry, row, column)
+    heat, (record, n) = shares.sum(2), self.asked(layer, head)
+    title = f'{words(record.name)}{_which(head, n)}:\n{float(heat[at]):.1%} of the patch is lent'
+    look = dict(on=self.gray(), extent=geometry.extent, colorbar=False)
+    ax = show_heat(heat, ax, title=title, **look)
+    _cross(ax, place)
+    return place
+
+
+@patch
+def draw_lender(self: Browser, row, column, layer, head=None, ax=None, most=6) -> tuple:
+    "Draw which image lends most to each patch; of many, only the `most` frequent have colors."
+    shares, geometry = self.lent(layer, head)
+    _, place = _nearest(geometry, row, column)
+    first = shares.argmax(2)
+    count = first.flatten().bincount()
+    few = shares.shape[2] <= len(COLORS)
+    often = range(len(count)) if few else count.argsort(descending=True, stable=True)[:most]
+    often = {int(i): COLORS[i if few else k] for k, i in enumerate(often) if count[i]}
+    ax = axes_grid(1, size=(2.6, 2.2))[0] if ax is None else ax
+    show_image(self.gray(), ax, 'which image lends most')
+    colors = torch.full((*first.shape, 3), 0.8)
+    with style():
+        for i, color in sorted(often.items()):
+            colors[first == i] = torch.tensor(to_rgb(color))
+            ax.plot([], [], 's', color=color, label=str(i))
+        if len(often) < int((count > 0).sum()):
+            ax.plot([], [], 's', color='0.8', label='others')
+        ax.imshow(colors, extent=geometry.extent, alpha=0.8, interpolation='nearest')
+        ax.set(xlim=(0, self.size[1]), ylim=(self.size[0], 0))
+        look = dict(handletextpad=0, columnspacing=0.6, fontsize=7)
+        ax.legend(loc='upper center', bbox_to_anchor=(0.5, 0), ncols=3, **look)
+    _cross(ax, place)
+    return place
+
+# %% ../../nbs/explain/48_browser.ipynb #4b190cc1
+@patch
+def draw_priors(self: Browser, row=None, column=None, layer=0, head=None, axs=None) -> list:
+    "Draw the image with a patch, its prior in a layer, and whom it reads there."
+    row, column = self.at(row, column)
+    self.asked(layer, head, 'priors')
+    axs = page_axes(3, 3) if axs is None else axs
+    show_image(self.image, axs[0], 'the patch at the cross')
+    _cross(axs[0], self.draw_prior(row, column, layer, head, axs[1]))
+    self.draw_looks(row, column, layer, head, ax=axs[2])
+    return axs
+
+
+@patch
+def draw_neighbors(self: Browser, row=None, column=None, layer=0, head=None, axs=None) -> list:
+    "Draw the image with a patch, the shares that were lent, by which image, and that image."
+    row, column = self.at(row, column)
+    shares, geometry = self.lent(layer, head)
+    at, place = _nearest(geometry, row, column)
+    known = self.neighbors is not None
+    axs = page_axes(3 + known, 2.7) if axs is None else axs
+    show_image(self.image, axs[0], 'the patch at the cross')
+    _cross(axs[0], place)
+    self.draw_share(row, column, layer, head, axs[1])
+    self.draw_lender(row, column, layer, head, axs[2])
+    if known:
+        i = int(shares[at].argmax())
+        title = f'{float(shares[at][i]):.1%} of the patch\nis from image {i}'
+        show_image(in_gray(self.neighbors[i : i + 1])[0], axs[3], title)
     return axs

@@ -415,13 +415,17 @@ _finetune = _micro.replace(
 recipes = {r.name: r for r in (*_of_families, _micro, _photo, _finetune)}
 
 # %% ../../nbs/train/24_recipes.ipynb #c15a7d2b
-def get_recipe(recipe) -> Recipe:
-    "The recipe called `recipe`, or `recipe` itself if it is one; ValueError with similar names."
-    if isinstance(recipe, Recipe):
+def get_recipe(
+    recipe,  # its name, or a recipe, which is given back
+    known: dict = None,  # recipes by name; None: `recipes`
+) -> Recipe:
+    "The recipe of a name; ValueError with similar names where there is none."
+    known = recipes if known is None else known
+    if isinstance(recipe, type(next(iter(known.values())))):
         return recipe
-    if recipe not in recipes:
-        raise ValueError(f"There is no recipe {recipe!r}. {suggest(str(recipe), recipes)}")
-    return recipes[recipe]
+    if recipe not in known:
+        raise ValueError(f"There is no recipe {recipe!r}. {suggest(str(recipe), known)}")
+    return known[recipe]
 
 # %% ../../nbs/train/24_recipes.ipynb #cad18bab
 @patch

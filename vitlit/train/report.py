@@ -10,6 +10,7 @@ __all__ = ['maps_figure', 'mistakes_figure', 'curves_figure', 'confusion_figure'
 import base64
 import html
 import itertools
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
@@ -401,12 +402,14 @@ def explanation_html(
         return f'<img alt="the walk back" src="data:image/gif;base64,{data}">'
 
     two = lambda: _image(show_contrast(model, x, images=seen, classes=names), 'two classes')
-    click = lambda: clickable(Browser(model, x, target, seen[0], names))
+    browser = lambda: Browser(model, x, target, seen[0], names)
+    click = lambda: clickable(browser())
     sections = [
         ('What the prediction rests on', _or_reason(rows)),
         ('Why this class, and not the next one?', _or_reason(two)),
         ('How relevance walks back, from the head to the image', _or_reason(walk)),
         ('Who reads whom', _or_reason(click)),
+        *_more_views(browser, maps[0]),
     ]
     numbers = {names[i]: f'{p:.0%}' for p, i in zip(*(t.tolist() for t in likely))}
     banner = ''
@@ -416,6 +419,22 @@ def explanation_html(
             'not knowledge.</p></section>'
         )
     return html_page(title, lead, numbers, sections, banner)
+
+# %% ../../nbs/train/26_report.ipynb #8a9042c9
+def _more_views(browser, found):
+    "Sections on what a browser shows of few models, for the patch where a map has its peak."
+    try:
+        browser = browser()
+    except (ValueError, NotImplementedError):
+        return []  # the section before has the reason
+    peak = divmod(int(found.pixels()[0].argmax()), found.pixels().shape[2])
+    told = dict(
+        priors='What the priors favor, seen from the most relevant patch',
+        neighbors='What other images lend, and which',
+    )
+    draw = lambda view: _image(browser.through(*peak, view=view), told[view])
+    views = [view for view in told if view in browser.views]
+    return [(told[view], _or_reason(partial(draw, view))) for view in views]
 
 
 def _or_reason(make):
