@@ -502,13 +502,12 @@ def ista2_cvt_13(pretrained: bool = False, **kwargs):
 _micro = 'a small Swin for 32 to 64 pixel images that aligns values across images'
 
 
-_tags = 'scenes', 'digits', 'cifar10'
 _card_of_micro = Card(
     'ista2_swin_micro',
     family='ISTA2',
     paper=_micro,
-    weights=shipped('ista2_swin_micro', *_tags, digits=dict(pool_size=(2, 2))),
-    default_tag='scenes',
+    weights=shipped('ista2_swin_micro', 'digits', digits=dict(pool_size=(2, 2))),
+    default_tag='digits',
     **MICRO,
 )
 
