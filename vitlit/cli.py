@@ -166,6 +166,13 @@ _data = (
     'digits, scenes, cifar10, or a folder with train/<class>/* and val/<class>/*, or with '
     '<class>/* alone, of which a fifth is held out'
 )
+_amp = _Param('bf16, fp16 or none; default: fp16 on a GPU, if the recipe has amp', str)
+_channels_last = _Param('keep the channels of a pixel side by side in memory', bool)
+_torchcompile = _Param(
+    'compile the model, by inductor or the backend named', str, nargs='?', const='inductor'
+)
+_grad_checkpointing = _Param('compute activations again in the backward pass', bool)
+_loading = _Param('processes that prepare images; default: none for digits, scenes, cifar10', int)
 
 
 def _train(**kwargs):
@@ -186,6 +193,12 @@ def vitlit_train(
     size: _Param('pixels a side; default: what recipe, set or model say', int) = None,
     pretrained: _Param('start from trained weights', bool) = False,
     seed: _Param('of weights, order and augmentation; default: the recipe says', int) = None,
+    amp: _amp = None,
+    channels_last: _channels_last = False,
+    torchcompile: _torchcompile = None,
+    grad_checkpointing: _grad_checkpointing = False,
+    fsdp: _Param('split weights and moments over the processes of torchrun', bool) = False,
+    workers: _loading = None,
     out: _Param('folder of the run; default: the next free vitlit_train', str) = None,
     every: _Param('steps from checkpoint to checkpoint; default: one an epoch', int) = None,
     resume: _Param('go on with the run in --out', bool) = False,
@@ -196,7 +209,9 @@ def vitlit_train(
     kind = dict(
         model=model, data=data, recipe=recipe, settings=set, epochs=epochs, bs=bs, seed=seed
     )
-    how = dict(batch=batch, pretrained=pretrained, every=every, resume=resume)
+    how = dict(batch=batch, pretrained=pretrained, every=every, resume=resume, workers=workers)
+    how |= dict(amp=amp, channels_last=channels_last, torchcompile=torchcompile)
+    how |= dict(grad_checkpointing=grad_checkpointing, fsdp=fsdp)
     _command(_train, size=size, out=out, force=force, quiet=quiet, **kind, **how)
 
 # %% ../nbs/90_cli.ipynb #1e32cee8
@@ -214,6 +229,11 @@ def vitlit_finetune(
     bs: _Param('images a batch; default: what suits the data', int) = None,
     img_size: _Param('pixels a side; default: what the weights saw', int) = None,
     seed: _Param('of the new classifier, order and augmentation', int) = None,
+    amp: _amp = None,
+    channels_last: _channels_last = False,
+    torchcompile: _torchcompile = None,
+    grad_checkpointing: _grad_checkpointing = False,
+    workers: _loading = None,
     out: _Param('folder of the run; default: the next free vitlit_train', str) = None,
     resume: _Param('go on with the run in --out', bool) = False,
     force: _Param('write into --out even if it is not empty', bool) = False,
@@ -224,7 +244,9 @@ def vitlit_finetune(
         model=photo_name(model), data=data, recipe=recipe, settings=set, epochs=epochs, bs=bs
     )
     kind |= dict(size=img_size, seed=seed, pretrained=True, resume=resume, fitting=True)
-    _command(_train, out=out, force=force, quiet=quiet, **kind)
+    how = dict(amp=amp, channels_last=channels_last, torchcompile=torchcompile, workers=workers)
+    how |= dict(grad_checkpointing=grad_checkpointing)
+    _command(_train, out=out, force=force, quiet=quiet, **kind, **how)
 
 # %% ../nbs/90_cli.ipynb #15c5afed
 def _eval(**kwargs):
@@ -288,8 +310,8 @@ def vitlit_label(
 # %% ../nbs/90_cli.ipynb #43e4053b
 _actions = dict(
     train='data recipe set steps size pretrained seed workers out every resume force quiet'.split(),
-    eval='data limit out force quiet'.split(),
-    predict='score out force quiet'.split(),
+    eval='data limit window stride scales flip out force quiet'.split(),
+    predict='score window stride scales flip out force quiet'.split(),
 )
 
 
@@ -346,6 +368,14 @@ def vitlit_segment(
     seed: _seed = None,
     workers: _workers = None,
     limit: _limit = None,
+    window: _Param(
+        'eval, predict: windows of so many pixels slide over the image; default: the whole', int
+    ) = None,
+    stride: _Param('eval, predict: between windows; default: two thirds of one', int) = None,
+    scales: _Param(
+        'eval, predict: views that are averaged, such as 0.75 1 1.25; default: 1', float, nargs='*'
+    ) = (),
+    flip: _Param('eval, predict: average each view with its mirror image', bool) = False,
     out: _Param(
         'folder; default: the next free vitlit_segment (eval: _eval, predict: _predict)', str
     ) = None,
@@ -357,6 +387,7 @@ def vitlit_segment(
     "Train UPerNet on a backbone, judge it, or draw the classes of the pixels of images."
     how = dict(data=data, recipe=recipe, set=set, steps=steps, size=size, pretrained=pretrained)
     how |= dict(seed=seed, workers=workers, limit=limit, out=out, every=every, resume=resume)
+    how |= dict(window=window, stride=stride, scales=scales, flip=flip)
     call = dict(task='segmentation', action=action, model=model, images=images)
     _command(_dense, **call, **how, force=force, quiet=quiet)
 
@@ -406,5 +437,16 @@ def command_of(
         known = ', '.join(sorted(commands))
         print(f"python -m vitlit.cli {name}: name a command, one of {known}.", file=sys.stderr)
         raise SystemExit(1)
-    words[0] = prefix + name
+    words[:] = [prefix + name, *_underscored(words[1:])]
     return commands[name]
+
+
+def _underscored(words):
+    "Options may be written with hyphens, as timm's are: `--img-size` is `--img_size`."
+    parts = [(w, *w.partition('=')) for w in words]
+    long = lambda name: '--' + name[2:].replace('-', '_')
+    return [long(name) + sep + rest if w[:2] == '--' else w for w, name, sep, rest in parts]
+
+
+if Path(sys.argv[0]).stem.startswith('vitlit_'):
+    sys.argv[1:] = _underscored(sys.argv[1:])

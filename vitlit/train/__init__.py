@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['Accuracy', 'Autocast', 'AveragedAccuracy', 'CLASSES', 'Checkpoint', 'Checkpointed', 'Compiled', 'Distill', 'Erase',
-           'Judgement', 'Mix', 'Recipe', 'Scene', 'SceneSpec', 'TokenLabelLoss', 'TokenLabels', 'WeightAverage',
-           'augmentation_of', 'cifar10', 'demo', 'digits', 'evaluate', 'explain_files', 'features', 'folder',
-           'get_recipe', 'image_loaders', 'imagenet_columns', 'judge', 'label_folder', 'left_out', 'linear_probe',
-           'list_checkpoints', 'load_image', 'load_map', 'load_model', 'look', 'make_scene', 'model_for',
-           'nearest_neighbors', 'normalize', 'predictions', 'prepare', 'processes', 'read_shards', 'real_labels',
-           'recipe_transform', 'reliability_diagram', 'report_html', 'resume', 'scene_batch', 'shard_files',
-           'show_scene', 'stats_of', 'temperature', 'vit_learner', 'with_maps']
+           'Judgement', 'Mix', 'Recipe', 'Scene', 'SceneSpec', 'ShardWeights', 'TokenLabelLoss', 'TokenLabels',
+           'WeightAverage', 'augmentation_of', 'cifar10', 'demo', 'digits', 'evaluate', 'explain_files', 'features',
+           'folder', 'get_recipe', 'image_loaders', 'imagenet_columns', 'judge', 'label_folder', 'left_out',
+           'linear_probe', 'list_checkpoints', 'load_image', 'load_map', 'load_model', 'look', 'make_scene',
+           'model_for', 'nearest_neighbors', 'normalize', 'predictions', 'prepare', 'processes', 'read_shards',
+           'real_labels', 'recipe_transform', 'reliability_diagram', 'report_html', 'resume', 'scene_batch',
+           'shard_files', 'show_scene', 'stats_of', 'temperature', 'vit_learner', 'with_maps']
 
 # %% ../../nbs/train/29_train.ipynb #d2383f11
 _all_ = [
@@ -28,6 +28,7 @@ _all_ = [
     'Recipe',
     'Scene',
     'SceneSpec',
+    'ShardWeights',
     'TokenLabelLoss',
     'TokenLabels',
     'WeightAverage',
@@ -83,7 +84,7 @@ def _lazy():
         callbacks=['AveragedAccuracy', 'Distill', 'Mix', 'WeightAverage'],
         checkpoints=['Checkpoint', 'list_checkpoints', 'resume'],
         data=['digits', 'folder', 'image_loaders', 'load_image', 'normalize', 'stats_of'],
-        distributed=['processes'],
+        distributed=['ShardWeights', 'processes'],
         evaluation=[
             'Judgement',
             'imagenet_columns',

@@ -23,11 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import distribute_tensor, DTensor
 
 from ..core import atomic_path, check_whole, environment, seeded
 from .augmentation import augmentation_of
 from .callbacks import process
-from .learner import _batch, EpochLog
+from .learner import _batch, EpochLog, step_options
 
 # %% ../../nbs/train/25a_checkpoints.ipynb #d7f20e07
 from fastai.callback.core import Callback, CancelEpochException
@@ -158,10 +159,11 @@ def training_state(learn) -> dict:
 
 def load_training_state(learn, state: dict):
     "Put `learn`, which is inside a fit, where `training_state` found another."
-    learn.model.load_state_dict(state['model'])
-    learn.opt.load_state_dict(state['optimizer'])
-    for p, grad in zip(_params(learn), state['gradients']):
-        p.grad = grad if grad is None else grad.to(p.device)
+    own, params = learn.model.state_dict(), _params(learn)
+    learn.model.load_state_dict({k: _split_as(own[k], w) for k, w in state['model'].items()})
+    learn.opt.load_state_dict(_split_moments(state['optimizer'], params))
+    for p, grad in zip(params, state['gradients']):
+        p.grad = grad if grad is None else _split_as(p, grad.to(p.device))
     for cb, of_cb in zip(stateful(learn), state['callbacks']):
         cb.load_state_dict(of_cb)
     for k, v in state['position'].items():
@@ -170,6 +172,33 @@ def load_training_state(learn, state: dict):
 
 def _params(learn):
     return [p for group in learn.opt.param_lists for p in group]
+
+# %% ../../nbs/train/25a_checkpoints.ipynb #2804b222
+def _gathered(x):
+    "Containers of tensors with whole ones, on the processor, for those split over processes."
+    if isinstance(x, dict):
+        return {k: _gathered(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(_gathered, x))
+    return x.detach().full_tensor().cpu() if isinstance(x, DTensor) else x
+
+
+def _split_as(like, whole):
+    "`whole`, of which each process keeps what it has of `like`."
+    if not isinstance(like, DTensor):
+        return whole
+    mesh, whole = like.device_mesh, whole.to(like.device)
+    return distribute_tensor(whole, mesh, like.placements, src_data_rank=None)  # all read the file
+
+
+def _split_moments(state, params):
+    "The state of an optimizer, with moments split as the `params` are."
+    fits = lambda p, v: isinstance(v, Tensor) and v.shape == p.shape
+    of_params = {
+        i: {k: _split_as(params[i], v) if fits(params[i], v) else v for k, v in moments.items()}
+        for i, moments in state['state'].items()
+    }
+    return dict(state) | dict(state=of_params)
 
 # %% ../../nbs/train/25a_checkpoints.ipynb #ba9e5c47
 def start_at(
@@ -263,6 +292,7 @@ def facts_of_fit(learn) -> dict:
     weights = {f'shape of {n}': list(w.shape) for n, w in model.state_dict().items()}
     settings = {f'{k} of the recipe': v for k, v in recipe.items() if k not in _told}
     settings |= {f'{k} of the loaders': v for k, v in augmentation_of(dls).items()}
+    settings |= {f'option {k}': v for k, v in step_options(learn).items() if k != 'fsdp'}
     return weights | {
         'number of frozen weights': sum(not p.requires_grad for p in model.parameters()),
         'number of training images': len(dls.train_ds),
@@ -359,6 +389,7 @@ def _write(cb, epoch, batch):
     "The next batch to train on is `batch` of `epoch`, both counted from 0."
     cb.due, path = False, cb.folder / 'checkpoints' / f'step-{cb.opt_steps:07}.pt'
     draws, *others = _of_all(dict(begin=cb.begin, random=random_states(cb.dls.loaders)))
+    trained = _gathered(training_state(cb.learn))
     if process()[0]:
         return  # the first process writes
     earlier = [p for p in list_checkpoints(cb.folder) if p < path]
@@ -369,7 +400,7 @@ def _write(cb, epoch, batch):
         **draws,  # random states, now and at the beginning of this epoch
         others=others,  # those of the other processes
         **where,
-        **training_state(cb.learn),
+        **trained,
     )
     try:
         write_checkpoint(path, state)

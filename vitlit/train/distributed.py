@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['processes', 'share_of', 'Share', 'ShareImages', 'add_up', 'same_order', 'AverageGradients', 'sync_batch_norms',
-           'of_first', 'over_processes']
+           'of_first', 'over_processes', 'ShardWeights', 'check_shards']
 
 # %% ../../nbs/train/25b_processes.ipynb #1f32a276
+import copy
 import os
 import random
 import signal
@@ -20,13 +21,17 @@ import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import nn, Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from .callbacks import AveragedAccuracy, process
+from .checkpoints import _gathered
 
 # %% ../../nbs/train/25b_processes.ipynb #afa4dd66
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.load import DataLoader
@@ -283,6 +288,9 @@ class AverageGradients(Callback):
 
     def before_fit(self):
         self.whole, self.parallel = self.model, None
+        self.split = isinstance(self.model, FSDPModule)  # it averages by itself
+        if self.split:
+            return
         if next(self.model.parameters()).is_cuda:
             self.replaced = sync_batch_norms(self.model)
         params = (p for group in self.opt.param_lists for p in group)
@@ -290,7 +298,7 @@ class AverageGradients(Callback):
 
     def before_batch(self):
         self.by_hand = self.model is not self.whole  # another callback calls the model its own way
-        if not self.by_hand:
+        if not (self.by_hand or self.split):
             self.learn.model = self.parallel = self.parallel or self._wrapped()
 
     def _wrapped(self):
@@ -372,3 +380,74 @@ def _as_first(tensors):
 def _spread(flat, tensors):
     for t, part in zip(tensors, flat.split([t.numel() for t in tensors])):
         t.copy_(part.view_as(t))
+
+# %% ../../nbs/train/25b_processes.ipynb #79ab6090
+class ShardWeights(Callback):
+    """Split weights, gradients and moments over all processes for the time of a fit (FSDP).
+
+    Validation puts the weights together. Each fit begins with new moments. ValueError for a
+    process that trains alone, and beside what reaches past the model's own forward pass.
+    """
+
+    order = -0.5  # behind `ChannelsLast`, before callbacks that look at the model
+
+    def __init__(self, **options):  # for `fully_shard`
+        self.options = options
+
+    def __call__(self, event_name):  # fastai's own would put two lines before a sentence
+        if event_name in vars(ShardWeights):
+            getattr(self, event_name)()
+
+    def before_fit(self):
+        check_shards(self.learn)
+        self.whole, self.was = self.model, self.opt
+        _as_first([*self.whole.parameters(), *self.whole.buffers()])
+        device = next(self.whole.parameters()).device
+        net = copy.deepcopy(self.whole.cpu())  # `fully_shard` moves the parts
+        if device.type == 'cuda':
+            sync_batch_norms(net)
+        mesh = init_device_mesh(device.type, (process()[1],))
+        for part in [*(m for m in net.modules() if type(m).__name__.endswith('Block')), net]:
+            fully_shard(part, mesh=mesh, **self.options)
+        self.learn.model = net
+        self.learn.create_opt()  # over the parts
+        self.opt.set_hypers(lr=self.learn.lr)
+
+    def before_validate(self):  # processes may have one batch more or less
+        for part in _parts(self.model):
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+
+    def after_validate(self):
+        for part in _parts(self.model):
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+
+    def after_fit(self):
+        device = next(self.model.parameters()).device
+        self.whole.load_state_dict(_gathered(self.model.state_dict()))
+        self.learn.model, self.learn.opt = self.whole.to(device), self.was
+
+# %% ../../nbs/train/25b_processes.ipynb #cfde8330
+def _parts(model):
+    return [m for m in model.modules() if isinstance(m, FSDPModule)]
+
+
+def check_shards(learn):
+    "ValueError for a learner whose weights nobody can split over processes."
+    if process()[1] == 1:
+        rule = 'start several with torchrun, or leave fsdp out'
+        raise ValueError(f"FSDP splits weights over processes, and this one trains alone; {rule}.")
+    for cb in learn.cbs:
+        scales = not isinstance(cb, MixedPrecision) or cb.amp_mode == AMPMode.FP16
+        if cb.name in _unsplit and scales:
+            what, rule = _unsplit[cb.name]
+            raise ValueError(f"FSDP and {what} do not go together; {rule}.")
+
+
+_unsplit = dict(
+    mixed_precision=('the scaled gradients of fp16', 'take amp=bf16 or amp=none'),
+    channels_last=('channels-last weights', 'leave one of the two out'),
+    weight_average=('an average of the weights', 'set ema=None, or leave fsdp out'),
+    token_labels=('token labels', 'they call parts of the model; leave fsdp out'),
+)
