@@ -26,7 +26,6 @@ from .attribution import list_methods, Score, unwrapped
 from .captum_methods import layer_grid
 from .draw import normalization, show_map
 from .flow import Chain, eval_with_grad, geometry_at, operator, steps_back
-from ..layers import offset_pairs
 from ..mixing import AttentionRecord, InsertMixing, ResidualRecord
 from ..show import as_image, axes_grid, COLORS, page_axes, shared_limits, show_heat
 from ..show import show_image, style
@@ -607,7 +606,7 @@ def prior(
     geometry, windows = geometry_at(self.model, r.grid, self.size), r.mixer.windows
     at, center = _nearest(geometry, row, column)
     size = windows.plan(r.padded)[0] if windows else r.grid.size
-    pairs = offset_pairs(self.part_of(record, 'priors').table_of(*size), *size)  # heads n n
+    pairs = self.part_of(record, 'priors').pairs_of(*size)  # heads n n
     pairs = pairs.mean(0) if head is None else pairs[head]
     one = torch.zeros(1, 1, r.padded.patches, 1).to(pairs)
     one[0, 0, at[0] * r.padded.w + at[1]] = 1

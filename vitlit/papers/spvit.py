@@ -49,8 +49,12 @@ class OffsetScore(nn.Module):
                 f"The queries lie on {grid} and the keys on {keys}, but a prior needs offsets on "
                 "one grid; choose a *qkv* that keeps the grid."
             )
-        prior, P = offset_pairs(self.table_of(*grid.size), *grid.size), grid.num_prefix
+        prior, P = self.pairs_of(*grid.size), grid.num_prefix
         return scores * (F.pad(prior, (P, 0, P, 0), value=1.0) if P else prior)
+
+    def pairs_of(self, h, w):
+        "The prior (heads, h·w, h·w) of each pair of patches, query by key."
+        return offset_pairs(self.table_of(h, w), h, w)
 
 # %% ../../nbs/papers/14_spvit.ipynb #497e5dad
 @register_part('score', 'spatial_prior')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SoftCrossEntropy', 'Mix', 'WeightAverage', 'AveragedAccuracy', 'distillation_loss', 'Distill', 'renormalized',
-           'process']
+           'process', 'gathered']
 
 # %% ../../nbs/train/24a_callbacks.ipynb #9fa30339
 import warnings
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import nn, Tensor
+from torch.distributed.tensor import DTensor
 
 from ..core import check_share
 
@@ -193,3 +194,12 @@ def process() -> tuple:
     group = torch.distributed
     together = group.is_available() and group.is_initialized()
     return (group.get_rank(), group.get_world_size()) if together else (0, 1)
+
+
+def gathered(x):
+    "Containers of tensors with whole ones, on the processor, for those split over processes."
+    if isinstance(x, dict):
+        return {k: gathered(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(gathered, x))
+    return x.detach().full_tensor().cpu() if isinstance(x, DTensor) else x

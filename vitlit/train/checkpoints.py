@@ -27,7 +27,7 @@ from torch.distributed.tensor import distribute_tensor, DTensor
 
 from ..core import atomic_path, check_whole, environment, seeded
 from .augmentation import augmentation_of
-from .callbacks import process
+from .callbacks import gathered, process
 from .learner import _batch, EpochLog, step_options
 
 # %% ../../nbs/train/25a_checkpoints.ipynb #d7f20e07
@@ -174,15 +174,6 @@ def _params(learn):
     return [p for group in learn.opt.param_lists for p in group]
 
 # %% ../../nbs/train/25a_checkpoints.ipynb #2804b222
-def _gathered(x):
-    "Containers of tensors with whole ones, on the processor, for those split over processes."
-    if isinstance(x, dict):
-        return {k: _gathered(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)):
-        return type(x)(map(_gathered, x))
-    return x.detach().full_tensor().cpu() if isinstance(x, DTensor) else x
-
-
 def _split_as(like, whole):
     "`whole`, of which each process keeps what it has of `like`."
     if not isinstance(like, DTensor):
@@ -389,7 +380,7 @@ def _write(cb, epoch, batch):
     "The next batch to train on is `batch` of `epoch`, both counted from 0."
     cb.due, path = False, cb.folder / 'checkpoints' / f'step-{cb.opt_steps:07}.pt'
     draws, *others = _of_all(dict(begin=cb.begin, random=random_states(cb.dls.loaders)))
-    trained = _gathered(training_state(cb.learn))
+    trained = gathered(training_state(cb.learn))
     if process()[0]:
         return  # the first process writes
     earlier = [p for p in list_checkpoints(cb.folder) if p < path]

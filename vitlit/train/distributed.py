@@ -26,8 +26,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from .callbacks import AveragedAccuracy, process
-from .checkpoints import _gathered
+from .callbacks import AveragedAccuracy, gathered, process
 
 # %% ../../nbs/train/25b_processes.ipynb #afa4dd66
 from fastai.callback.core import Callback
@@ -425,7 +424,7 @@ class ShardWeights(Callback):
 
     def after_fit(self):
         device = next(self.model.parameters()).device
-        self.whole.load_state_dict(_gathered(self.model.state_dict()))
+        self.whole.load_state_dict(gathered(self.model.state_dict()))
         self.learn.model, self.learn.opt = self.whole.to(device), self.was
 
 # %% ../../nbs/train/25b_processes.ipynb #cfde8330
