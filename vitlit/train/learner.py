@@ -26,16 +26,8 @@ from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight
 from torch import nn
 
 from .. import models
-from vitlit.core import (
-    atomic_path,
-    check_whole,
-    depends_on_batch,
-    environment,
-    seeded,
-    suggest,
-    to_pair,
-)
-from ..papers.ista2 import build_references, references
+from ..core import atomic_path, check_whole, environment, seeded, suggest, to_pair
+from ..papers.ista2 import build_references, references, set_references
 from .augmentation import augmentation_of, left_out
 from .callbacks import AveragedAccuracy, Distill, Mix, process, SoftCrossEntropy
 from .callbacks import WeightAverage
@@ -292,6 +284,9 @@ class FixedReferences(Callback):
     def __init__(self, images: int = 64, seed: int = 0):
         self.images, self.seed = images, seed
 
+    def before_fit(self):
+        set_references(self.model, None)  # it learns from its batch; an older set is void
+
     def before_validate(self):
         from vitlit.train.data import training_sample  # not above: learners need none of our data
 
@@ -452,7 +447,7 @@ def vit_learner(
         model = model_for(arch, n_out, size, in_chans, recipe.drop_path, pretrained, **kwargs)
     _normalize(dls, model, pretrained)
     own = L(MarkTrained(), FiniteLoss())
-    if depends_on_batch(model):
+    if getattr(getattr(model, 'card', None), 'batch_coupled', False):  # whatever it asks now
         own.append(FixedReferences(_bs(dls)))
     cbs_of_recipe, more_metrics = _of_recipe(recipe, n_out)
     own += cbs_of_recipe
