@@ -506,8 +506,10 @@ _card_of_micro = Card(
     'ista2_swin_micro',
     family='ISTA2',
     paper=_micro,
-    weights=shipped('ista2_swin_micro', 'digits', digits=dict(pool_size=(2, 2))),
-    default_tag='digits',
+    weights=shipped(
+        'ista2_swin_micro', 'scenes', 'digits', 'cifar10', digits=dict(pool_size=(2, 2))
+    ),
+    default_tag='scenes',
     **MICRO,
 )
 

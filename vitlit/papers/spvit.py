@@ -23,7 +23,7 @@ from ..mixing import capture
 from . import lvvit, vit
 from .cvt import LateTokens
 from .dwnet import DepthwiseConv
-from ..registry import build_variant, Card, MICRO, register, register_part
+from ..registry import build_variant, Card, MICRO, register, register_part, shipped
 from ..weights import NameRules, read_state
 
 # %% ../../nbs/papers/14_spvit.ipynb #831bd6d8
@@ -408,6 +408,8 @@ def spdeit_s(pretrained: bool = False, **kwargs):
         'spvit_micro',
         family='SP-ViT',
         paper='a small SP-ViT for 32 to 64 pixel images',
+        weights=shipped('spvit_micro', 'scenes', 'digits', 'cifar10'),
+        default_tag='scenes',
         decayed=_decayed,
         **MICRO,
         **{

@@ -143,7 +143,7 @@ def photo_study(
 def run_study(
     file,  # JSON file of the results, made if it does not exist
     arms: dict,  # name of an arm: model name, or function that makes the model, or keywords of
-    # `vit_learner`, `arch` among them
+    # `vit_learner`, `arch` among them; with a recipe or loaders of their own in place of these:
     dls,  # square images
     data: str,  # what they are, in words
     recipe,  # a Recipe
@@ -211,7 +211,7 @@ def _study(file, protocol):
 def _run(dls, arch, recipe, seed, weights=None):
     "One network trained, and kept in the file `weights`: facts about the arm, and about the run."
     asked = arch if isinstance(arch, dict) else dict(arch=arch)
-    learn = vit_learner(dls, recipe=recipe, seed=seed, **asked)
+    learn = vit_learner(**(dict(dls=dls, recipe=recipe, seed=seed) | asked))
     cost = multiply_adds(learn.model, learn.img_size)
     start = time.process_time()
     with learn.no_bar(), learn.no_logging():
