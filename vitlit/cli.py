@@ -125,8 +125,8 @@ def vitlit_explain(
         str,
     ) = 'pit_micro',
     method: _Param(
-        'attention, rollout, relevance, lrp, integrated_gradients, or all', str
-    ) = 'relevance',
+        'attention, rollout, relevance, lrp, integrated_gradients, or all; default: lrp', str
+    ) = None,
     out: _Param('folder for the results; default: the next free vitlit_explain', str) = None,
     target: _Param('class to explain; default: the predicted one', str) = '',
     untrained: _Param('use random weights', bool) = False,

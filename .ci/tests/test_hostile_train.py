@@ -325,8 +325,8 @@ def test_images_to_explain(net, x):
 @cases(
     'options',
     method=dict(method='relevence'),
-    start=dict(start_layer=99),
-    before=dict(start_layer=-1),
+    start=dict(method='relevance', start_layer=99),
+    before=dict(method='relevance', start_layer=-1),
     steps=dict(method='integrated_gradients', steps=0),
 )
 def test_option_of_explain(net, options):
@@ -403,7 +403,7 @@ EXPLAIN = [
     *[dict(model=v) for v in ('x', 'pit_micro.x', '/tmp', 'swin_t.nope')],
     *[dict(target=v) for v in ('99', '-1', 'Disc')],
     *[dict(out=v) for v in ('/dev/null', '/proc/x', '../p.png')],
-    dict(model='resnet10t', untrained=True),
+    dict(model='resnet10t', untrained=True, method='relevance'),
 ]
 
 

@@ -10,6 +10,7 @@ import torch
 
 from .attribution import method
 from .flow import observe, propagate, rule_of
+from .lrp import lrp_allowed
 from ..mixing import AttentionRecord, ResidualRecord
 
 # %% ../../nbs/explain/41a_attention.ipynb #b7fc026a
@@ -30,6 +31,12 @@ def _walk(seen, recording, start, residual, start_layer=0, **notes):
 def _is_attention(record):
     rule = rule_of(record.mixer)
     return isinstance(record, AttentionRecord) or (rule is not None and rule.attention)
+
+
+def _agnostic(seen):
+    "Does the start not ask about the class? It does where the score picks some of the patches."
+    read = (seen.grad != 0).any(-1)[:, seen.num_prefix :]
+    return bool((read.all(1) | ~read.any(1)).all())
 
 # %% ../../nbs/explain/41a_attention.ipynb #24651c3e
 @method
@@ -52,7 +59,7 @@ def attention(model, x, score):
             walk += inside[: inside.index(last) + 1]  # and what made its keys out of the tokens
         elif not isinstance(r, ResidualRecord):
             walk.append(r)
-    return _walk(seen, walk, seen.start(agnostic=True), 'rollout', class_agnostic=True)
+    return _walk(seen, walk, seen.start(agnostic=True), 'rollout', class_agnostic=_agnostic(seen))
 
 
 @method
@@ -62,47 +69,28 @@ def rollout(model, x, score, start_layer: int = 0):
     Source: Abnar & Zuidema 2020, section 3.
     """
     seen = observe(model, x, score)
-    start = seen.start(agnostic=True)
-    return _walk(seen, seen.recording, start, 'rollout', start_layer, class_agnostic=True)
+    start, same = seen.start(agnostic=True), _agnostic(seen)
+    return _walk(seen, seen.recording, start, 'rollout', start_layer, class_agnostic=same)
 
 # %% ../../nbs/explain/41a_attention.ipynb #7d237836
-def _published(seen):
-    """Does the score depend on prefix tokens alone, above one single grid?
-
-    For such models the identity rule was published.
-    """
-    grids = {r.grid.size for r in seen.recording if r.grid is not None}
-    return len(grids) <= 1 and not (seen.start()[:, seen.num_prefix :] > 0).any()
-
-
-def _likely(model):
-    "A guess at the rule, which saves looking twice."
-    plain = getattr(model, 'num_prefix_tokens', 0) and len(getattr(model, 'stages', '1')) == 1
-    head = getattr(model, 'head', None)  # some read the patches too
-    patches = getattr(head, 'pool', 'token') != 'token' or getattr(head, 'token_weight', 0)
-    return 'identity' if plain and not patches else 'contribution'
-
-
 def observe_by_rule(
     model,
     x,
     score,
-    residual: str = 'auto',  # rule at residual connections; 'auto': by the model
-    gradient: str = 'auto',  # 'plain' or 'lrp'; 'auto': the one that suits the rule
+    residual: str = 'auto',  # rule at residual connections; 'auto': contribution
+    gradient: str = 'auto',  # 'plain' or 'lrp'; 'auto': 'lrp' for contribution
     maps: bool = False,  # keep attention weights
 ) -> tuple:  # (Observation, residual, gradient)
-    "Watch one forward pass as `relevance` does, and tell by which rules it goes back."
-    auto, suited = gradient == 'auto', dict(contribution='lrp')
-    likely = _likely(model) if residual == 'auto' else residual
-    if auto:
-        gradient = suited.get(likely, 'plain')
-    seen = observe(model, x, score, gradient, maps)
+    """Watch one forward pass as `relevance` does, and tell by which rules it goes back.
+
+    Where LRP is switched off, 'auto' means the identity rule and plain gradients.
+    """
+    allowed = lrp_allowed()
     if residual == 'auto':
-        residual = 'identity' if _published(seen) else 'contribution'
-    if auto and residual != likely:
-        gradient = suited.get(residual, 'plain')
-        seen = observe(model, x, score, gradient, maps)
-    return seen, residual, gradient
+        residual = 'contribution' if allowed else 'identity'
+    if gradient == 'auto':
+        gradient = 'lrp' if allowed and residual == 'contribution' else 'plain'
+    return observe(model, x, score, gradient, maps), residual, gradient
 
 
 @method
@@ -110,8 +98,8 @@ def relevance(
     model,
     x,
     score,
-    residual: str = 'auto',  # rule at residual connections, see `propagate`; 'auto': by the model
-    gradient: str = 'auto',  # 'plain' or 'lrp'; 'auto': the one that suits the rule
+    residual: str = 'auto',  # rule at residual connections, see `propagate`, `observe_by_rule`
+    gradient: str = 'auto',  # 'plain' or 'lrp'
     start_layer: int = 0,  # so many of the first attention layers are passed over
 ):
     """Gradient-weighted relevance: mean over heads of relu(A ⊙ ∂A) in every layer, through pooling.

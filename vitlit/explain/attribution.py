@@ -4,20 +4,24 @@
 
 # %% auto #0
 __all__ = ['methods', 'interpolation_weights', 'sample', 'gather', 'Attribution', 'Score', 'method', 'list_methods',
-           'find_method', 'explain', 'unwrapped', 'check_images', 'agreement', 'in_parts', 'join_attributions',
-           'in_gray']
+           'default_method', 'find_method', 'explain', 'layout_of', 'studied_rates', 'unwrapped', 'check_images',
+           'agreement', 'in_parts', 'join_attributions', 'in_gray']
 
 # %% ../../nbs/explain/41_attribution.ipynb #33e1d1e3
+import json
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import import_module
+from importlib.resources import files
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import check_whole, depends_on_batch, Geometry, Grid, suggest, to_pair
 from .flow import eval_with_grad
-from .lrp import LRPGradients
+from .lrp import lrp_allowed, LRPGradients
 from ..mixing import capture
 
 # %% ../../nbs/explain/41_attribution.ipynb #f0db193e
@@ -98,10 +102,11 @@ class Attribution:
     def trust(self, i: int = 0, model: nn.Module = None, x: Tensor = None) -> str:
         """What is to be known about the map of image `i`, in words.
 
-        With `model` and the images `x` that were explained, its agreement with LRP gradients too.
+        With `model` and the images `x` that were explained, its agreement with LRP gradients too,
+        unless it is itself made of them.
         """
         one = self[i]
-        if model is not None:
+        if model is not None and self.method != 'lrp':
             one.notes['agreement'] = agreement(one, model, x[range(len(self))[i]][None])
         return '; '.join(_words(one))
 
@@ -123,6 +128,22 @@ class Attribution:
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
+
+# %% ../../nbs/explain/41_attribution.ipynb #cc5ea123
+@patch
+def smoothed(self: Attribution, pixels: int = 3) -> Attribution:
+    """The same for looking at: its pixels averaged over squares `pixels` wide, an odd number.
+
+    A map of tokens stays as it is.
+    """
+    if check_whole(pixels, 'pixels') % 2 == 0:
+        raise ValueError(f"pixels is {pixels}, but must be odd, so that a square has a middle.")
+    if self.detail is None:
+        return self
+    mean = nn.functional.avg_pool2d(
+        self.detail[:, None], pixels, 1, pixels // 2, count_include_pad=False
+    )
+    return replace(self, detail=mean[:, 0])
 
 # %% ../../nbs/explain/41_attribution.ipynb #2b45474b
 def _repr(self):
@@ -173,6 +194,10 @@ def _words(a):
         yield 'the same for every class'
     if 'completeness_gap' in a.notes:
         yield f"adds up to the score within {max(number('completeness_gap'), 0.001):.1%}"
+    rates = 100 * a.notes.get('knew_more', torch.full((1, 2), torch.nan))[0]
+    if a.notes.get('trained') is not False and rates.isfinite().all():
+        low, high = rates.tolist()
+        yield f"in the study {low:.0f} to {high:.0f} % of such maps knew more than four blind ones"
     if 'agreement' in a.notes:
         yield f"its peak {number('agreement'):.0f} pixels from that of LRP gradients"
 
@@ -186,6 +211,7 @@ class Score:
 
     def __init__(self, asked=None):
         self.asked, self.target, self.value = asked, None, None
+        self.predicted = None  # (B,) is it the class that the model predicts?
 
     def __call__(self, logits):
         if not isinstance(logits, Tensor) or logits.ndim != 2:
@@ -205,6 +231,7 @@ class Score:
                 )
         else:
             self.target = self.classes(logits)
+            self.predicted = self.target == logits.argmax(1)
             value = logits.gather(1, self.target[:, None])[:, 0]
         self.value = value.detach()
         return value
@@ -266,10 +293,16 @@ def method(fn):
 def list_methods(more: bool = False) -> list:
     """Names that `explain` takes as `method`: ours, and those added with `@method`.
 
-    With `more` also captum's and the causal ones, which `compare` draws only when asked for.
+    `lrp` is not among them where LRP is switched off. With `more` also captum's and the causal
+    ones, which `compare` draws only when asked for.
     """
-    names = dict.fromkeys([*_homes, *methods])
+    names = (n for n in dict.fromkeys([*_homes, *methods]) if n != 'lrp' or lrp_allowed())
     return [*(n for n in names if n not in _more), *(_more if more else ())]
+
+
+def default_method() -> str:
+    "What `explain` does where nobody chooses: 'lrp', without LRP 'integrated_gradients'."
+    return 'lrp' if lrp_allowed() else 'integrated_gradients'
 
 
 def find_method(name: str):
@@ -287,12 +320,13 @@ def explain(
     model: nn.Module,  # returns logits (B, K)
     x: Tensor,  # images (B, C, H, W), as the model takes them
     target=None,  # class, one class an image, function of the logits; None: the predicted class
-    method: str = 'relevance',  # one of `list_methods()`
+    method: str = None,  # one of `list_methods()`; None: `default_method()`
     trained: bool = None,  # are the weights trained? None: what `model.trained` says, if anything
     at_once: int = 64,  # images in one pass, which bounds the memory
     **options,  # of the method
 ) -> Attribution:
     "Say which places of the images the scores came from."
+    method = default_method() if method is None else method
     run = find_method(method)
     check_images(x)
     model = unwrapped(model)
@@ -313,8 +347,36 @@ def explain(
     notes = found['notes']
     if not finite.all():
         notes |= dict(not_finite=~finite, culprit=_culprit(model))
+    if score.predicted is not None and not options:
+        notes |= _studied(model, method, score.predicted)
     notes['trained'] = getattr(model, 'trained', None) if trained is None else trained
     return Attribution(method=method, target=score.target, image=in_gray(x), **found)
+
+# %% ../../nbs/explain/41_attribution.ipynb #6ffa4df3
+def layout_of(model: nn.Module) -> str:
+    "Where a model of this library keeps its tokens; None for others."
+    if not hasattr(model, 'num_prefix_tokens') or not hasattr(model, 'stages'):
+        return None
+    token = 'class token' if model.num_prefix_tokens else 'no class token'
+    return f'{token}, {"one grid" if len(model.stages) == 1 else "shrinking grid"}'
+
+
+@cache
+def studied_rates() -> dict:
+    """What the study of methods found, {layout: {method: [low, high]}}.
+
+    Shares of images on which a map knew more than four that know nothing.
+    """
+    return json.loads((files('vitlit.explain') / 'which_map.json').read_text())
+
+
+def _studied(model, method, predicted):
+    "A note (B, 2) for the predicted classes, if the study had this method on this layout."
+    rates = studied_rates().get(layout_of(model), {}).get(method)
+    if rates is None:
+        return {}
+    rates = torch.tensor(rates, dtype=torch.float64)
+    return dict(knew_more=torch.where(predicted.cpu()[:, None], rates, torch.nan))
 
 # %% ../../nbs/explain/41_attribution.ipynb #55e5a761
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -347,7 +409,11 @@ def agreement(attribution: Attribution, model: nn.Module, x: Tensor) -> Tensor:
             "explain a class instead."
         )
     x = x.detach().clone().requires_grad_()
-    with eval_with_grad(model), capture(model), LRPGradients():  # no checkpointing inside capture
+    with (
+        eval_with_grad(model),
+        capture(model),
+        LRPGradients(learned=False),
+    ):  # no checkpointing inside capture
         score = Score(attribution.target)(model(x))
     (g,) = torch.autograd.grad(score.sum(), x)
     smooth = nn.functional.avg_pool2d((x * g).detach().sum(1, keepdim=True), 9, 1, 4)[:, 0]

@@ -22,7 +22,7 @@ from torch import nn, Tensor
 from ..core import check_whole, Geometry, Grid, suggest
 from .attention import observe_by_rule
 from .attribution import Attribution, check_images, explain, in_gray, in_parts
-from .attribution import list_methods, Score, unwrapped
+from .attribution import default_method, list_methods, Score, unwrapped
 from .captum_methods import layer_grid
 from .draw import normalization, show_map
 from .flow import Chain, eval_with_grad, geometry_at, operator, steps_back
@@ -433,7 +433,7 @@ def draw(
     head: int = None,
     side: str = 'reads',  # or 'read by'
     weigh: str = 'weights',  # or 'score'
-    method: str = 'relevance',  # of `explain`
+    method: str = None,  # of `explain`; None: its default
     target: int = None,  # class to explain; None: the browser's
     view: str = 'reading',  # one of `views`; others take no side, weigh, method and target
     axs=None,  # three, new ones if None; for neighbors that are known four
@@ -533,7 +533,7 @@ def widget(
         side=Dropdown(options=['reads', 'read by']),
         weigh=Dropdown(options=['weights', 'score']),
         method=Dropdown(
-            options=methods, value='relevance' if 'relevance' in methods else methods[0]
+            options=methods, value=default_method() if default_method() in methods else methods[0]
         ),
         target=Dropdown(options=named),
     )

@@ -16,7 +16,8 @@ from torch import nn, Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..core import check_share, check_whole, Grid, seeded, suggest, to_image, to_pair
-from .attribution import explain, find_method, method, sample, Score
+from .attribution import default_method, explain, find_method, method, sample
+from .attribution import Score
 from .flow import geometry_at
 from .gradients import at_once, baseline_like, map_of_pixels, scored
 from ..mixing import capture
@@ -388,7 +389,8 @@ class AsCaptum:
 
     multiplies_by_inputs = False
 
-    def __init__(self, model: nn.Module, method: str = 'relevance', **options):
+    def __init__(self, model: nn.Module, method: str = None, **options):
+        method = default_method() if method is None else method
         find_method(method)  # ValueError for a name that is none
         self.forward_func = self.model = model
         self.method, self.options = method, options

@@ -562,7 +562,7 @@ def observe(
     if gradient not in ('plain', 'lrp'):
         raise ValueError(f"gradient is {gradient!r}, but must be 'plain' or 'lrp'.")
     x = x.detach().clone().requires_grad_()
-    lrp = LRPGradients() if gradient == 'lrp' else None
+    lrp = LRPGradients(learned=False) if gradient == 'lrp' else None
     parts = hasattr(model, 'forward_features') and hasattr(model, 'forward_head')
     with watch(model, maps) as recording, lrp or ExitStack():
         with _overhear(model, recording) as heard:

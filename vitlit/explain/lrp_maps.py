@@ -19,7 +19,7 @@ def lrp(
     model,
     x,
     score,
-    attention: str = 'prune',  # or 'scale', 'plain': see `LRPGradients`
+    attention: str = 'scale',  # or 'prune', 'plain': see `LRPGradients`
     norm: str = 'prune',  # or 'plain'
     activation: str = 'prune',  # or 'plain'
     product: str = 'scale',  # or 'plain'
@@ -27,11 +27,12 @@ def lrp(
     """Gradient × input under LRP gradients, signed, at every pixel (`detail`).
 
     With all biases it adds up to the score; `lrp_gap` in the notes is what is missing. Of a score
-    of one's own it explains the linear part, Σ logit · gradient. ValueError for an unknown rule.
+    of one's own it explains the linear part, Σ logit · gradient. ValueError for an unknown rule,
+    RuntimeError where LRP is switched off.
     Source: Achtibat et al. 2024, section 3.
     """
     x = x.detach().clone().requires_grad_()
-    rules = LRPGradients(attention, norm, activation, product)
+    rules = LRPGradients(attention, norm, activation, product, learned=False)
     with capture(model), rules:  # no checkpointing inside capture
         logits = model(x)
     value = score(logits)

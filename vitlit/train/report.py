@@ -193,7 +193,7 @@ def html_page(
 # %% ../../nbs/train/26_report.ipynb #e9a9e4e7
 def look(
     learn,  # a trained learner
-    method: str = 'relevance',  # or integrated_gradients where a model does not allow it
+    method: str = None,  # None: the default of `explain`; integrated_gradients if it is refused
     n: int = 100,  # images to explain
 ) -> dict:  # result, x, seen, labels, probs, found, test, names, method
     "Predictions of a learner on its validation images, maps of the first `n`, and their test."
@@ -212,7 +212,7 @@ def look(
         found = explain(model, x[:n], None, method)
         test = perturbation_test(model, x[:n], found)
     names, result = list(map(str, learn.dls.vocab)), evaluate(learn)
-    told = dict(result=result, test=test, names=names, method=method)
+    told = dict(result=result, test=test, names=names, method=found.method)
     return told | dict(x=x, seen=seen, labels=y, probs=probs, found=found)
 
 # %% ../../nbs/train/26_report.ipynb #6794de76
@@ -338,17 +338,17 @@ def report_html(
 ) -> str:
     "The report of a run as a page."
     fig, r = _figures(learn, seen, history), seen['result']
-    rests = (
-        f"<p>Bright places contributed most to the class above the image, by the method "
-        f"<i>{seen['method']}</i>. Each map has its own scale.</p>"
-    )
+    said = 'Bright places contributed most to the class above the image'
+    if (seen['found'].pixels() < 0).any():
+        said = 'Red places speak for the class above the image, blue ones against it'
+    rests = f"<p>{said}, by the method <i>{seen['method']}</i>. Each map has its own scale.</p>"
     wrong = (
-        "<p>The mistakes with the highest probability: relevance for the predicted class and for "
-        "the true one.</p>"
+        "<p>The mistakes with the highest probability: the map for the predicted class and the map "
+        "for the true one.</p>"
     )
     ways = (
         "<p>Attention and rollout look at weights alone and give the same map for every class; "
-        "relevance and integrated gradients ask for the class.</p>"
+        "the other methods ask for the class.</p>"
     )
     matrix = '<p>Confusion matrix: rows true, columns predicted.</p>'
     known, banner = {k: v for k, v in environment().items() if v is not None}, _banner(r)

@@ -349,7 +349,7 @@ def prepare(
 def explain_files(
     images,  # paths
     model='pit_micro',  # as in `load_model`; without a tag, weights from photographs come first
-    method='relevance',  # of `explain`, or 'all'
+    method=None,  # of `explain`, whose default is None, or 'all'
     out=None,  # folder for the results; None: the next free vitlit_explain
     target='',  # name of the class to explain; '': the predicted one
     untrained=False,  # random weights?
@@ -360,8 +360,9 @@ def explain_files(
     check_files(images)
     check_out(out, force)
     from vitlit.core import atomic_path, suggest
-    from vitlit.explain.attribution import find_method
+    from vitlit.explain.attribution import default_method, find_method
 
+    method = default_method() if method is None else method
     if method != 'all':
         find_method(method)
     require_model(model)
