@@ -29,8 +29,8 @@ from vitlit.train.token_labels import (
     LabelMap,
     load_map,
     map_path,
+    Teacher,
     token_features,
-    token_logits,
     token_targets,
     top_classes,
 )
@@ -251,18 +251,23 @@ def label_images(
     model,  # teacher, of vitlit or timm, with the classes of `dls`
     k: int = 5,  # classes kept of each place
 ) -> LabelMap:  # (N, k, h, w), of all training images in order
-    "What a teacher sees in the training images, as they are without augmentation."
+    """What a teacher sees in the training images, as they are without augmentation.
+
+    UserWarning for one that has not learned to classify places, see `Teacher.warn`.
+    """
     loader, was = training_sample(dls, len(dls.train_ds)), model.training  # all, in order
     check_teacher(model, loader.bs)
+    teacher = Teacher(model)
     model.eval()
     try:
         with torch.inference_mode():
             parts = [
-                top_classes(token_logits(model, renormalized(x, loader, model)), k)
+                top_classes(teacher(renormalized(x, loader, model)), k)
                 for x in map(_plain, progress_bar(loader, leave=False))
             ]
     finally:
         model.train(was)
+    teacher.warn()
     return LabelMap(*(torch.cat(part).cpu() for part in zip(*parts)))
 
 
