@@ -42,7 +42,7 @@ def contrast(
     x: Tensor,  # images (B, C, H, W), as the model takes them
     a=None,  # class, one class an image; None: the predicted class
     b=None,  # another; None: the class with the largest logit besides `a`
-    method: str = 'lrp',  # one of `list_methods()`
+    method: str = None,  # one of `list_methods()`; None: the default of `explain`
     at_once: int = 64,  # images in one pass
     **options,  # of the method
 ) -> Attribution:  # signed; `a` (B,) and `b` (B,) are in its notes
@@ -77,7 +77,7 @@ def show_contrast(
     x: Tensor,  # images (B, C, H, W), as the model takes them
     a=None,  # as for `contrast`
     b=None,  # as for `contrast`
-    method: str = 'lrp',
+    method: str = None,
     images=None,  # to draw on; `x` without its normalization if None
     classes=None,  # names of the classes
     axs=None,  # four an image, new ones if None

@@ -394,7 +394,7 @@ def lrp_allowed() -> bool:
 def _checked(how):
     "The rules that were asked for; raises if one is none, or LRP is switched off."
     if not lrp_allowed():
-        raise RuntimeError(
+        raise ValueError(
             "LRP is switched off by VITLIT_LRP=0; take a method without it, such as "
             "'integrated_gradients' or 'rollout', or unset the variable."
         )
@@ -411,7 +411,7 @@ class LRPGradients(Counted):
     Deviations of norms, slopes of activations, attention weights and gates are constants (pruned);
     of two factors that both come from the image each takes half (scaled). Each of the four can be
     left as autograd has it (`'plain'`), or attention scaled, too. The image has to require
-    gradients. RuntimeError where LRP is switched off. Source: Achtibat et al. 2024, section 3;
+    gradients. ValueError where LRP is switched off. Source: Achtibat et al. 2024, section 3;
     Mehri et al. 2025 (LibraGrad).
     """
 

@@ -28,8 +28,7 @@ def lrp(
 
     With all biases it adds up to the score; `lrp_gap` in the notes is what is missing. Of a score
     of one's own it explains the linear part, Σ logit · gradient. ValueError for an unknown rule,
-    RuntimeError where LRP is switched off.
-    Source: Achtibat et al. 2024, section 3.
+    and where LRP is switched off. Source: Achtibat et al. 2024, section 3.
     """
     x = x.detach().clone().requires_grad_()
     rules = LRPGradients(attention, norm, activation, product, learned=False)
