@@ -197,7 +197,8 @@ def _words(a):
     rates = 100 * a.notes.get('knew_more', torch.full((1, 2), torch.nan))[0]
     if a.notes.get('trained') is not False and rates.isfinite().all():
         low, high = rates.tolist()
-        yield f"in the study {low:.0f} to {high:.0f} % of such maps knew more than four blind ones"
+        rate = f'{low:.0f} to {high:.0f} %'
+        yield f"in the study of small networks {rate} of such maps knew more than four blind ones"
     if 'agreement' in a.notes:
         yield f"its peak {number('agreement'):.0f} pixels from that of LRP gradients"
 
@@ -409,11 +410,8 @@ def agreement(attribution: Attribution, model: nn.Module, x: Tensor) -> Tensor:
             "explain a class instead."
         )
     x = x.detach().clone().requires_grad_()
-    with (
-        eval_with_grad(model),
-        capture(model),
-        LRPGradients(learned=False),
-    ):  # no checkpointing inside capture
+    rules = LRPGradients(learned=False)
+    with eval_with_grad(model), capture(model), rules:  # no checkpointing inside capture
         score = Score(attribution.target)(model(x))
     (g,) = torch.autograd.grad(score.sum(), x)
     smooth = nn.functional.avg_pool2d((x * g).detach().sum(1, keepdim=True), 9, 1, 4)[:, 0]
