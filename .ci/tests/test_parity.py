@@ -68,4 +68,7 @@ def test_parity(record):
     # a bias before a batch norm in training: its gradient is zero, and what is written is rounding
     nothing = [k for k, v in reference.get('grad_l2', {}).items() if v < 1e-12]
     deviations = check_record(run, reference, skip=[*others, *nothing])
-    assert {first, 'loss', 'grad input'} <= deviations.keys() and len(deviations) > 8
+    if 'grad_l2' in reference:  # the largest records hold no gradients
+        assert {first, 'loss', 'grad input'} <= deviations.keys() and len(deviations) > 8
+    else:
+        assert record.endswith(LARGE) and deviations.keys() == {first}
