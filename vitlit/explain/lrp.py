@@ -279,7 +279,7 @@ def _scaled_attention(
     if mode._moves(attn_mask):
         query, key = _share(mode, (query, key))
         scale = kwargs.get('scale') or query.shape[-1] ** -0.5
-        scores = query @ key.transpose(-2, -1) * scale + attn_mask
+        scores = mode.count(query @ key.transpose(-2, -1) * scale, attn_mask) + attn_mask
         weights, value = _share(mode, (_scaled_softmax(mode, torch.softmax, scores, -1), value))
         return weights @ value
     moves = [mode._moves(t) for t in (query, key, value)]
